@@ -1,0 +1,61 @@
+# camrt: make demo | test | test-slow | lint | format | bench | sanitize | wheel | train | clean
+# Every target builds what it needs in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(shell find camrt/kernels/native -type f)
+CPP_SOURCES := $(shell find camrt/kernels/native -name '*.cpp' -o -name '*.hpp')
+DEMO_OUTPUT := demo_output
+BENCH_THREADS ?= 2
+
+.PHONY: demo test test-slow lint format bench sanitize wheel train clean
+
+demo: $(VENV)/.runtime
+	@$(BIN)/camrt explain --out $(DEMO_OUTPUT)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m slow --timeout 3600
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_SOURCES)
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/bench_explain.py --threads $(BENCH_THREADS)
+	$(BIN)/python benchmarks/bench_kernels.py --threads $(BENCH_THREADS)
+
+sanitize: $(VENV)/.dev
+	tests/kernels/run_sanitized.sh $(BIN)/python
+
+wheel: $(VENV)/.dev
+	$(BIN)/python -m build --wheel --outdir dist .
+
+train: $(VENV)/.dev
+	$(BIN)/python training/train_shapes.py
+
+clean:
+	rm -rf build dist $(DEMO_OUTPUT) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: $(BUILD_INPUTS) | $(VENV)/bin/python
+	$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(BUILD_INPUTS) | $(VENV)/bin/python
+	$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@ $(VENV)/.runtime

@@ -1,0 +1,37 @@
+"""camrt: class activation maps in production, from the ONNX file that is already deployed."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from camrt.bundle import Bundle
+    from camrt.errors import CamrtError
+    from camrt.explainer import Explainer
+    from camrt.explanation import Explanation
+    from camrt.exporter import export
+    from camrt.preprocess import Preprocessing
+
+__all__ = ["Bundle", "CamrtError", "Explainer", "Explanation", "Preprocessing", "__version__", "export"]
+__version__ = version("camrt")
+
+_HOMES = {
+    "Bundle": "camrt.bundle",
+    "CamrtError": "camrt.errors",
+    "Explainer": "camrt.explainer",
+    "Explanation": "camrt.explanation",
+    "Preprocessing": "camrt.preprocess",
+    "export": "camrt.exporter",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'camrt' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,249 @@
+"""The bundle: one ONNX file with a manifest in its metadata.
+
+The manifest is JSON under the metadata key ``camrt.manifest``. Reading it scans the top-level fields of the protobuf
+and skips the graph, so it costs microseconds whatever the size of the model, and needs no ONNX library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, TypeAlias
+
+from camrt.errors import BundleError, ClassIndexError, InvalidModelError, LayerNotFoundError
+
+MANIFEST_KEY = "camrt.manifest"
+SCHEMA_VERSION = 1
+
+Head: TypeAlias = Literal["logits", "softmax", "log_softmax", "sigmoid"]
+
+_METADATA_PROPS_FIELD = 14  # ModelProto.metadata_props
+_LENGTH_DELIMITED = 2
+_MAX_MANIFEST_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TargetLayer:
+    """One explained layer.
+
+    Attributes:
+        name: the layer's name in the API, e.g. ``layer4``.
+        value: the value of the source graph that it stands for.
+        shape: (C, h, w) at the nominal input size.
+        layout: how the source graph keeps it; the bundle's outputs are NCHW always.
+        activations: graph output with the activations, (N, C, h, w).
+        gradients: graph output with the gradient of the explained logit, (M, C, h, w).
+    """
+
+    name: str
+    value: str
+    shape: tuple[int, int, int]
+    layout: Literal["NCHW", "NHWC"]
+    activations: str
+    gradients: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a bundle says about itself.
+
+    Attributes:
+        camrt_version: the version that wrote it.
+        source_name: file name of the source model.
+        source_sha256: hex digest of the source model's bytes.
+        input_name: the image input, float32 or float16 (N, 3, H, W).
+        input_shape: (3, H, W).
+        input_layout: NCHW, or NHWC where the source model takes channels last.
+        logits: graph output with the values before softmax, (N, K).
+        probabilities: graph output with the source's own softmax or sigmoid, or None where it ends in logits.
+        head: what the source ends in; says how logits become probabilities.
+        num_classes: K.
+        outputs: the source model's outputs, unchanged in the bundle.
+        class_index_input, class_index_output: names of the graph input (M) and output (M).
+        target_layers: coarse to fine.
+        class_names: K names, or None.
+        preprocessing: the fields of camrt.preprocess.Preprocessing, or None.
+    """
+
+    camrt_version: str
+    source_name: str
+    source_sha256: str
+    input_name: str
+    input_shape: tuple[int, int, int]
+    logits: str
+    head: Head
+    num_classes: int
+    outputs: tuple[str, ...]
+    target_layers: tuple[TargetLayer, ...]
+    input_layout: Literal["NCHW", "NHWC"] = "NCHW"
+    probabilities: str | None = None
+    class_index_input: str = "class_index"
+    class_index_output: str = "class_index_out"
+    class_names: tuple[str, ...] | None = None
+    preprocessing: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.class_names is not None and len(self.class_names) != self.num_classes:
+            raise BundleError(
+                f"{len(self.class_names)} class names for a model of {self.num_classes} classes.",
+                "Give one name a class, in the order of the logits.",
+            )
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Names of the target layers, coarse to fine."""
+        return tuple(layer.name for layer in self.target_layers)
+
+    def layer(self, name: str) -> TargetLayer:
+        """The target layer called ``name``; LayerNotFoundError lists the names there are."""
+        for layer in self.target_layers:
+            if layer.name == name:
+                return layer
+        raise LayerNotFoundError(
+            f"The bundle has no target layer {name!r}; it has {', '.join(self.layer_names)}.",
+            "Export the model again with that layer in target_layers.",
+        )
+
+    def class_name(self, class_index: int) -> str | None:
+        """The name of a class, or None where the bundle has no names."""
+        return None if self.class_names is None else self.class_names[class_index]
+
+    def class_index(self, item: int | str) -> int:
+        """The index of a class given by name; a number (index or negative rank) stays as it is.
+
+        Raises:
+            ClassIndexError: no class has that name.
+        """
+        if not isinstance(item, str):
+            return int(item)
+        names = self.class_names or ()
+        if item not in names:
+            listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+            known = f"The classes are: {listed}." if names else "The bundle has no class names: use indices."
+            raise ClassIndexError(f"No class is called {item!r}.", known)
+        return names.index(item)
+
+    def to_json(self) -> str:
+        """The manifest as JSON text."""
+        return json.dumps({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Parses and validates; BundleError where the text is damaged or of another schema version."""
+        try:
+            fields = json.loads(text)
+            version = fields.pop("schema_version")
+            if version != SCHEMA_VERSION:
+                raise BundleError(
+                    f"The manifest has schema version {version}; this camrt reads version {SCHEMA_VERSION}.",
+                    "Export the model again with this version of camrt.",
+                )
+            fields["target_layers"] = tuple(
+                TargetLayer(**{**layer, "shape": tuple(layer["shape"])}) for layer in fields["target_layers"]
+            )
+            for key in ("input_shape", "outputs", "class_names"):
+                if fields.get(key) is not None:
+                    fields[key] = tuple(fields[key])
+            return cls(**fields)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BundleError(f"The manifest is damaged: {error}.", "Export the model again.") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A rewritten model on disk and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+        """Reads the manifest of the bundle at ``path``.
+
+        Raises:
+            InvalidModelError: the file is missing, or not an ONNX file.
+            BundleError: it is an ONNX file without a (readable) manifest.
+        """
+        path = Path(path)
+        try:
+            with path.open("rb") as stream:
+                metadata = dict(_metadata_props(stream, path.stat().st_size))
+        except OSError as error:
+            raise InvalidModelError(f"Cannot read {path}: {error.strerror}.", "Check the path.") from error
+        except (ValueError, EOFError) as error:
+            raise InvalidModelError(
+                f"{path} is not an ONNX file, or is truncated ({error}).", "Check the file, or export the model again."
+            ) from error
+        if MANIFEST_KEY not in metadata:
+            raise BundleError(
+                f"{path} is an ONNX model, but not a camrt bundle: it has no manifest.",
+                f"Make one with: camrt export {path} -o bundle.onnx",
+            )
+        return cls(path, Manifest.from_json(metadata[MANIFEST_KEY]))
+
+
+def _metadata_props(stream: BinaryIO, size: int) -> Iterator[tuple[str, str]]:
+    """The (key, value) pairs of ModelProto.metadata_props; ValueError or EOFError where the bytes are no protobuf."""
+    seen_field = False
+    while (position := stream.tell()) < size:
+        field, payload = _next_field(stream, size)
+        seen_field = True
+        if field == _METADATA_PROPS_FIELD and payload is not None:
+            start, length = payload
+            if length > _MAX_MANIFEST_BYTES:
+                raise ValueError(f"a metadata entry of {length} bytes at byte {position}")
+            stream.seek(start)
+            yield _string_pair(stream.read(length))
+    if not seen_field:
+        raise EOFError("the file is empty")
+
+
+def _next_field(stream: BinaryIO, size: int) -> tuple[int, tuple[int, int] | None]:
+    """Steps over one field; returns its number and, where it has a length, (start, length) of its payload."""
+    tag = _varint(stream)
+    field, wire_type = tag >> 3, tag & 7
+    start_of_value = stream.tell()
+    if field == 0:
+        raise ValueError(f"no protobuf field at byte {start_of_value - 1}")
+    match wire_type:
+        case 0:
+            _varint(stream)
+            return field, None
+        case 1 | 5:
+            length = 8 if wire_type == 1 else 4
+        case 2:
+            length = _varint(stream)
+        case _:
+            raise ValueError(f"wire type {wire_type} at byte {start_of_value - 1}")
+    start = stream.tell()
+    if start + length > size:
+        raise EOFError(f"a field of {length} bytes at byte {start} runs past the end")
+    stream.seek(start + length)
+    return field, (start, length) if wire_type == _LENGTH_DELIMITED else None
+
+
+def _varint(stream: BinaryIO) -> int:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = stream.read(1)
+        if not byte:
+            raise EOFError("the file ends inside a number")
+        value |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:
+            return value
+    raise ValueError("a number of more than ten bytes")
+
+
+def _string_pair(payload: bytes) -> tuple[str, str]:
+    stream = io.BytesIO(payload)
+    parts = {1: "", 2: ""}
+    while stream.tell() < len(payload):
+        field, span = _next_field(stream, len(payload))
+        if span is not None and field in parts:
+            parts[field] = payload[span[0] : span[0] + span[1]].decode("utf-8")
+    return parts[1], parts[2]

@@ -1,0 +1,81 @@
+"""What one call to an explainer computes, with every name checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from camrt.bundle import Manifest
+from camrt.cam.methods import CAM_METHODS, CamMethod, cam_method
+from camrt.cam.refine import LAYER_CHOICES, REFINECAM, check_fusion, choose_layers
+from camrt.errors import InvalidInputError, MethodNotFoundError
+from camrt.kernels.backend import Fusion, Order
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One method over some layers.
+
+    Attributes:
+        method: "refinecam", or a key of CAM_METHODS.
+        base: how each layer's map is made; with another method than refinecam, that method.
+        fusion: how the layers are combined.
+        order: how they are brought to one size.
+        layers: coarse to fine.
+    """
+
+    method: str
+    base: CamMethod
+    fusion: Fusion
+    order: Order
+    layers: tuple[str, ...]
+
+    @property
+    def refines(self) -> bool:
+        """Whether several layers are fused."""
+        return self.method == REFINECAM
+
+
+def make_plan(
+    manifest: Manifest,
+    method: str,
+    base_method: str,
+    fusion: str,
+    target_layers: str | Sequence[str] | None,
+    order: str,
+) -> Plan:
+    """The plan that the arguments of Explainer.explain describe.
+
+    Raises:
+        MethodNotFoundError: an unknown method, base method, fusion or order.
+        LayerNotFoundError: a layer that the bundle does not have.
+        InvalidInputError: no layer, or several for a method of one layer.
+    """
+    layers = _layers(manifest, method, target_layers)
+    checked_fusion, checked_order = check_fusion(fusion, order)
+    if method == REFINECAM:
+        return Plan(method, cam_method(base_method), checked_fusion, checked_order, layers)
+    if method not in CAM_METHODS:
+        known = ", ".join((REFINECAM, *CAM_METHODS))
+        raise MethodNotFoundError(f"Unknown CAM method {method!r}.", f"Choose one of {known}.")
+    if len(layers) > 1:
+        raise InvalidInputError(
+            f"Method {method!r} explains one layer, not {len(layers)}.",
+            f"Name one, or use method={REFINECAM!r} with base_method={method!r}.",
+        )
+    return Plan(method, cam_method(method), checked_fusion, checked_order, layers)
+
+
+def _layers(manifest: Manifest, method: str, target_layers: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Names of layers, coarse to fine."""
+    names = manifest.layer_names
+    if target_layers is None:
+        return names if method == REFINECAM else names[:1]
+    if isinstance(target_layers, str):
+        if target_layers in LAYER_CHOICES:
+            return choose_layers(target_layers, names)
+        target_layers = (target_layers,)
+    wanted = {manifest.layer(name).name for name in target_layers}
+    if not wanted:
+        raise InvalidInputError("target_layers is empty.", f"Name some of {', '.join(names)}.")
+    return tuple(name for name in names if name in wanted)

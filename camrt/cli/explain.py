@@ -1,0 +1,252 @@
+"""``camrt explain``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from camrt.cli._console import JsonOption, console, parse_names, print_error, print_fields, print_json
+from camrt.errors import CamrtError, ImageError, InvalidInputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from camrt.bundle import Manifest
+    from camrt.explainer import Explainer
+    from camrt.explanation import Explanation
+    from camrt.preprocess import Preprocessing
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What to do with every image."""
+
+    out: Path
+    options: dict[str, Any]
+    layers: str | list[str] | None
+    classes: Sequence[str]
+    top_k: int
+    view: Preprocessing | None
+    colormap: str
+    opacity: float
+
+
+@dataclass(slots=True)
+class _Results:
+    """What became of every image."""
+
+    images: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[tuple[Path, CamrtError]] = field(default_factory=list)
+
+
+def explain(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[BUNDLE] IMAGE",
+            help="A bundle (.onnx; left out: the model that comes with camrt), then image files or folders of them.",
+            show_default=False,
+        ),
+    ] = None,
+    sample: Annotated[bool, typer.Option("--sample", help="Explain the image that comes with camrt.")] = False,
+    method: Annotated[str, typer.Option(help="CAM method.")] = "refinecam",
+    base: Annotated[str, typer.Option(help="Method of the layer maps that refinecam combines.")] = "gradcam++",
+    fusion: Annotated[str, typer.Option(help="How refinecam combines the layer maps.")] = "product",
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help="Target layers, separated by commas; or all, top (coarsest and finest), above (two finest).",
+            show_default="all for refinecam, else the coarsest",
+        ),
+    ] = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class",
+            help="Class to explain: index, name, or rank (-1 the prediction, -2 the second). Repeatable.",
+            show_default="the prediction",
+        ),
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Explain the k most probable classes.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder for the overlays.")] = Path("explanations"),
+    colormap: Annotated[str, typer.Option(help="Colours: turbo, jet, viridis, inferno or gray.")] = "turbo",
+    opacity: Annotated[float, typer.Option(min=0, max=1, help="Opacity of the colours.")] = 0.6,
+    output_size: Annotated[
+        str, typer.Option(help="original: overlay on the original image; input: on what the model sees of it.")
+    ] = "original",
+    preprocess: Annotated[
+        str | None,
+        typer.Option(help="Preprocessing preset (imagenet, unit, ...).", show_default="what the bundle says"),
+    ] = None,
+    provider: Annotated[str, typer.Option(help="Execution provider that runs the bundle.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=0, help="Threads; 0 takes every core.")] = 0,
+    backend: Annotated[str, typer.Option(help="Kernel backend: native or reference.")] = "native",
+    as_json: JsonOption = False,
+) -> None:
+    """Explain images: write an overlay of each and print the class, its probability and the time of each stage."""
+    if output_size not in ("original", "input"):
+        raise InvalidInputError(f"Unknown output size {output_size!r}.", "Choose original or input.")
+    if classes and top_k != 1:
+        raise InvalidInputError("--class and --top-k together.", "Give one of them; --class can be repeated.")
+    bundle, images = _bundle_and_images(paths or [], sample)
+    from camrt.explainer import Explainer
+
+    explainer = Explainer(bundle, provider=provider, threads=threads, backend=backend, preprocess=preprocess)
+    request = _Request(
+        out=out,
+        options={"method": method, "base_method": base, "fusion": fusion},
+        layers=parse_names(layers) if layers and "," in layers else layers,
+        classes=classes or [],
+        top_k=top_k,
+        view=_view(explainer.manifest, preprocess) if output_size == "input" else None,
+        colormap=colormap,
+        opacity=opacity,
+    )
+    _make_folder(out)
+    results = _explain_all(explainer, images, request)
+    if as_json:
+        failed = [{"image": str(path), "error": str(error)} for path, error in results.failed]
+        print_json({"images": results.images, "failed": failed})
+    for result in () if as_json else results.images:
+        for explanation in result["explanations"]:
+            _print_explanation(result["image"], explanation)
+    for _, error in results.failed:
+        print_error(error)
+    raise typer.Exit(2 if results.failed else 0)
+
+
+def _bundle_and_images(paths: Sequence[Path], sample: bool) -> tuple[Path | None, list[Path]]:
+    bundle = paths[0] if paths and paths[0].suffix.lower() == ".onnx" else None
+    images = [image for path in paths[bundle is not None :] for image in _images_at(path)]
+    if sample:
+        from camrt.explainer import sample_image_path
+
+        images.append(Path(sample_image_path()))
+    if not images:
+        raise InvalidInputError("No image to explain.", "Give image files or folders, or --sample.")
+    return bundle, images
+
+
+def _images_at(path: Path) -> Iterator[Path]:
+    from camrt.preprocess import IMAGE_SUFFIXES
+
+    if not path.is_dir():
+        yield path
+        return
+    images = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not images:
+        raise ImageError(f"The folder {path} has no image.", f"Images end in {', '.join(IMAGE_SUFFIXES)}.")
+    yield from images
+
+
+def _view(manifest: Manifest, preset: str | None) -> Preprocessing | None:
+    """The preprocessing in use, which says what the model sees of an image."""
+    from camrt.preprocess import Preprocessing
+
+    if preset is not None:
+        return Preprocessing.preset(preset, manifest.input_shape[1:])
+    return None if manifest.preprocessing is None else Preprocessing.from_dict(manifest.preprocessing)
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"Cannot make the folder {path}: {error.strerror}.", "Give another --out.") from error
+
+
+def _explain_all(explainer: Explainer, images: Sequence[Path], request: _Request) -> _Results:
+    """Explains image after image; a bad image is noted and the others go on."""
+    from rich.progress import Progress
+
+    results = _Results()
+    taken: set[Path] = set()
+    stderr = console(stderr=True)
+    # Results may be piped away from stdout while the bar is drawn: Rich must leave the streams alone.
+    bar = Progress(
+        console=stderr,
+        transient=True,
+        disable=len(images) == 1 or not stderr.is_terminal,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    with bar:
+        for path in bar.track(images, description="explaining"):
+            try:
+                results.images.append(_explain_one(explainer, path, request, taken))
+            except ImageError as error:
+                results.failed.append((path, error))
+    return results
+
+
+def _explain_one(explainer: Explainer, path: Path, request: _Request, taken: set[Path]) -> dict[str, Any]:
+    from camrt.preprocess import load_image
+
+    start = time.perf_counter()
+    image = load_image(path)
+    decode_seconds = time.perf_counter() - start
+    found = _explanations(explainer, image, request)
+    background = image if request.view is None else request.view.view(image)[0]
+    summaries = []
+    for explanation in found:
+        start = time.perf_counter()
+        name = f"{path.stem}.{explanation.class_index}" if len(found) > 1 else path.stem
+        overlay_path = _free_path(request.out, name, taken)
+        _save(explanation.overlay(background, request.colormap, request.opacity), overlay_path)
+        timings = {**explanation.timings, "decode": decode_seconds, "overlay": time.perf_counter() - start}
+        summaries.append({**explanation.to_dict(), "timings": timings, "overlay": str(overlay_path)})
+    return {"image": str(path), "explanations": summaries}
+
+
+def _explanations(explainer: Explainer, image: Image.Image, request: _Request) -> list[Explanation]:
+    size = "original" if request.view is None else "input"
+    classes = [_class(text) for text in request.classes] or None
+    return explainer.explain_images(
+        [image], classes, top_k=request.top_k, output_size=size, target_layers=request.layers, **request.options
+    )
+
+
+def _class(text: str) -> int | str:
+    """A text that is a number is an index or a rank, and never a name."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def _free_path(folder: Path, name: str, taken: set[Path]) -> Path:
+    """A file name that no other image of this run has; files of earlier runs are overwritten."""
+    path, number = folder / f"{name}.overlay.png", 1
+    while path in taken:
+        number += 1
+        path = folder / f"{name}-{number}.overlay.png"
+    taken.add(path)
+    return path
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    try:
+        picture.save(path)
+    except OSError as error:
+        raise InvalidInputError(f"Cannot write {path}: {error.strerror or error}.", "Give another --out.") from error
+
+
+def _print_explanation(image: str, explanation: dict[str, Any]) -> None:
+    index, name = explanation["class_index"], explanation["class_name"]
+    timings = {**explanation["timings"], "total": sum(explanation["timings"].values())}
+    fields = [
+        ("image", image),
+        ("overlay", explanation["overlay"]),
+        ("class", str(index) if name is None else f"{name} ({index})"),
+        ("probability", f"{100 * explanation['probability']:.1f} %"),
+        ("time", ", ".join(f"{stage} {1000 * seconds:.1f} ms" for stage, seconds in timings.items())),
+    ]
+    if explanation["degenerate"]:
+        fields.append(("warning", f"constant maps, which say nothing: {', '.join(explanation['degenerate'])}"))
+    print_fields(fields)
+    console().print()

@@ -1,0 +1,318 @@
+"""``Explainer``: a bundle, a CAM method and the kernels, put together."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from camrt.bundle import Manifest
+from camrt.cam import REFINECAM, Plan, make_plan
+from camrt.errors import ClassIndexError, InvalidInputError
+from camrt.explanation import Explanation
+from camrt.kernels import get_backend
+from camrt.preprocess import ImageLike, Preprocessing, load_image
+from camrt.runtime import open_session
+from camrt.types import AnyArray, FloatArray, IntArray
+
+ClassLike: TypeAlias = "int | str"
+OutputSize: TypeAlias = "str | tuple[int, int]"
+
+PREDICTED = -1
+
+
+def embedded_bundle_path() -> Path:
+    """The bundle that ships with camrt: a small CNN that tells six synthetic shapes apart."""
+    return Path(str(files("camrt") / "data" / "shapes.onnx"))
+
+
+def sample_image_path() -> Path:
+    """An image for the embedded bundle."""
+    return Path(str(files("camrt") / "data" / "sample.png"))
+
+
+class Explainer:
+    """Explains the decisions of one classifier. Safe to call from several threads.
+
+    Args:
+        path: the bundle; None opens the embedded one.
+        provider: execution provider of the model, see camrt.runtime.open_session.
+        threads: threads of the model and of the kernels; 0 = one a core.
+        backend: kernel backend, see camrt.kernels.get_backend.
+        preprocess: how images become tensors, in place of what the bundle says.
+
+    Raises:
+        InvalidModelError, BundleError: the bundle cannot be used.
+        BackendUnavailableError: the provider or backend cannot be used here.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        provider: str = "cpu",
+        threads: int = 0,
+        backend: str = "native",
+        preprocess: str | Preprocessing | None = None,
+    ) -> None:
+        self._session = open_session(embedded_bundle_path() if path is None else path, provider, threads)
+        self._backend = get_backend(backend, threads)
+        self._preprocessing = _preprocessing(preprocess, self.manifest)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says about itself."""
+        return self._session.manifest
+
+    def predict(self, inputs: FloatArray) -> FloatArray:
+        """Logits (N, K) of preprocessed images (N, C, H, W), float32."""
+        return self._session.predict(_checked_tensor(inputs))
+
+    def explain(
+        self,
+        inputs: FloatArray,
+        class_indices: ClassLike | Sequence[ClassLike] | IntArray | None = None,
+        method: str = REFINECAM,
+        base_method: str = "gradcam++",
+        fusion: str = "product",
+        target_layers: str | Sequence[str] | None = None,
+        output_size: tuple[int, int] | None = None,
+        order: str = "normalize_twice",
+    ) -> list[Explanation]:
+        """Explains preprocessed images.
+
+        Args:
+            inputs: (N, C, H, W) float32, as the model takes them.
+            class_indices: the classes to explain: one an image, or M classes of one image. A class index, a class name,
+                or -r for the class with the r-th highest logit. One value counts for every image; None explains the
+                predicted classes.
+            method: "refinecam", or a key of CAM_METHODS.
+            base_method: with refinecam, the method of its layer maps.
+            fusion: with refinecam, how the layers are combined: product, geometric, log_exp, exp_mean, mean, max.
+            target_layers: names of the bundle's layers, or "all", "top" (coarsest and finest), "above" (two finest).
+                Default: all with refinecam, the coarsest with another method, which explains one layer.
+            output_size: (H, W) of the saliency maps; default the size of the inputs.
+            order: "normalize_twice", or "resize_once" (resize to the finest layer before fusing).
+
+        Returns:
+            One explanation a class: N, or M for one image.
+
+        Raises:
+            InvalidInputError: inputs of a wrong shape or dtype, or not finite.
+            ClassIndexError, LayerNotFoundError, MethodNotFoundError: a name or number that is not there.
+        """
+        plan = make_plan(self.manifest, method, base_method, fusion, target_layers, order)
+        inputs = _checked_tensor(inputs)
+        size = (int(inputs.shape[2]), int(inputs.shape[3])) if output_size is None else output_size
+        return self._explain(inputs, self.resolve_classes(class_indices, len(inputs)), plan, size)
+
+    def explain_images(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        class_indices: ClassLike | Sequence[ClassLike] | IntArray | None = None,
+        method: str = REFINECAM,
+        base_method: str = "gradcam++",
+        fusion: str = "product",
+        target_layers: str | Sequence[str] | None = None,
+        output_size: OutputSize = "original",
+        order: str = "normalize_twice",
+        top_k: int = 1,
+        batch_size: int = 8,
+    ) -> list[Explanation]:
+        """Explains images: decodes and preprocesses them, and brings the maps back to their pixels.
+
+        Args:
+            images: paths, encoded bytes, PIL images or uint8 arrays (H, W, 3); one or several.
+            class_indices: as in explain, one an image, or several for a single image.
+            method: as in explain.
+            base_method: as in explain.
+            fusion: as in explain.
+            target_layers: as in explain.
+            order: as in explain.
+            output_size: "original" (each map in the pixels of its image, zero where the model did not look), "input"
+                (the model's input size), or (H, W) of the model's view.
+            top_k: explains the top_k most probable classes of every image; not together with class_indices.
+            batch_size: images a run.
+
+        Returns:
+            One explanation an image, or top_k of them, image after image.
+
+        Raises:
+            ImageError: an image cannot be read.
+            InvalidInputError: the bundle does not say how images are preprocessed, or as in explain.
+        """
+        if isinstance(output_size, str) and output_size not in ("original", "input"):
+            raise InvalidInputError(f"output_size is {output_size!r}.", "Give 'original', 'input' or (H, W).")
+        plan = make_plan(self.manifest, method, base_method, fusion, target_layers, order)
+        sources = _as_list(images)
+        if top_k != 1:
+            wanted = self._ranks(class_indices, top_k)
+            return [
+                explanation
+                for source in sources
+                for explanation in self._explain_views([source], wanted, plan, output_size)
+            ]
+        classes = self.resolve_classes(class_indices, len(sources))
+        if len(sources) == 1:
+            return self._explain_views(sources, classes, plan, output_size)
+        if len(classes) != len(sources):
+            raise ClassIndexError(f"{len(classes)} classes for {len(sources)} images.", "Give one an image.")
+        return [
+            explanation
+            for start in range(0, len(sources), batch_size)
+            for explanation in self._explain_views(
+                sources[start : start + batch_size], classes[start : start + batch_size], plan, output_size
+            )
+        ]
+
+    def resolve_classes(self, classes: ClassLike | Sequence[ClassLike] | IntArray | None, batch: int) -> IntArray:
+        """Class indices (M,) int64 of what callers write: None, one index or name, or several.
+
+        Raises:
+            ClassIndexError: an unknown name, or something that is not a class.
+        """
+        if classes is None:
+            return np.full(batch, PREDICTED, np.int64)
+        if isinstance(classes, int | np.integer | str):
+            return np.full(batch, self.manifest.class_index(classes), np.int64)
+        return np.asarray([self.manifest.class_index(item) for item in classes], np.int64)
+
+    def _ranks(self, class_indices: object, top_k: int) -> IntArray:
+        if class_indices is not None:
+            raise ClassIndexError("top_k and class_indices exclude each other.", "Give one of them.")
+        if not 1 <= top_k <= self.manifest.num_classes:
+            raise ClassIndexError(
+                f"top_k is {top_k}; the model has {self.manifest.num_classes} classes.", "Give 1 or more, up to that."
+            )
+        return -np.arange(1, top_k + 1, dtype=np.int64)
+
+    def _explain(
+        self, inputs: FloatArray, class_indices: IntArray, plan: Plan, size: tuple[int, int]
+    ) -> list[Explanation]:
+        clock = _Clock()
+        with clock.stage("inference"):
+            outputs = self._session.run(inputs, class_indices, plan.layers)
+        with clock.stage("kernels"):
+            layer_maps = plan.base.layer_maps(self._backend, outputs.layers)
+            saliency, degenerate = self._backend.fuse_layers(layer_maps, size, plan.fusion, plan.order)
+        chosen = outputs.class_indices
+        logits = np.broadcast_to(outputs.logits, (len(chosen), outputs.logits.shape[1]))
+        probabilities = _probabilities(logits, self.manifest)
+        timings = clock.shared(len(inputs))
+        refined = plan.refines
+        return [
+            Explanation(
+                saliency_map=saliency[m],
+                layer_maps={name: maps[m] for name, maps in zip(plan.layers, layer_maps, strict=True)},
+                class_index=int(chosen[m]),
+                class_name=self.manifest.class_name(int(chosen[m])),
+                probability=float(probabilities[m, chosen[m]]),
+                logit=float(logits[m, chosen[m]]),
+                method=plan.method,
+                base_method=plan.base.name if refined else None,
+                fusion=plan.fusion if refined else None,
+                degenerate=tuple(name for name, bad in zip(plan.layers, degenerate[m], strict=True) if bad),
+                timings=timings,
+            )
+            for m in range(len(chosen))
+        ]
+
+    def _explain_views(
+        self, images: Sequence[ImageLike], class_indices: IntArray, plan: Plan, output_size: OutputSize
+    ) -> list[Explanation]:
+        """Explains one batch of images, or several classes of one image."""
+        if self._preprocessing is None:
+            raise InvalidInputError(
+                "The bundle does not say how images become tensors.",
+                "Give preprocess= here or at export, e.g. 'imagenet', or pass tensors to explain().",
+            )
+        clock = _Clock()
+        with clock.stage("decode"):
+            decoded = [load_image(image) for image in images]
+        with clock.stage("preprocess"):
+            tensors, affines = zip(*[self._preprocessing.apply(image) for image in decoded], strict=True)
+            inputs = np.stack(tensors)
+        size = output_size if isinstance(output_size, tuple) else (int(inputs.shape[2]), int(inputs.shape[3]))
+        explanations = self._explain(inputs, class_indices, plan, size)
+        if output_size == "original":
+            with clock.stage("warp"):
+                explanations = [
+                    self._in_original_pixels(explanation, affines[n], decoded[n].size)
+                    for explanation, n in zip(
+                        explanations, _image_numbers(len(decoded), len(explanations)), strict=True
+                    )
+                ]
+        shared = clock.shared(len(images))
+        return [replace(item, timings={**shared, **item.timings}) for item in explanations]
+
+    def _in_original_pixels(self, explanation: Explanation, affine: FloatArray, size: tuple[int, int]) -> Explanation:
+        """The explanation with its map warped to an image of ``size`` (width, height)."""
+        warped = self._backend.warp_affine(explanation.saliency_map[None], affine, (size[1], size[0]))
+        return replace(explanation, saliency_map=warped[0])
+
+
+class _Clock:
+    """Seconds spent in named stages."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._seconds[name] = time.perf_counter() - started
+
+    def shared(self, count: int) -> Mapping[str, float]:
+        """The stages' times, divided evenly among the images of a batch."""
+        return {name: seconds / count for name, seconds in self._seconds.items()}
+
+
+def _as_list(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
+    """One image as a list of one."""
+    if isinstance(images, str | bytes | os.PathLike | np.ndarray | Image.Image):
+        return [images]
+    return list(images)
+
+
+def _image_numbers(images: int, explanations: int) -> Sequence[int]:
+    """The image that each explanation belongs to: its own, or the only one."""
+    return range(images) if images == explanations else [0] * explanations
+
+
+def _checked_tensor(inputs: AnyArray) -> FloatArray:
+    """``inputs`` if it is a float32 array of finite numbers."""
+    if not isinstance(inputs, np.ndarray) or inputs.dtype != np.float32:
+        kind = getattr(inputs, "dtype", type(inputs).__name__)
+        raise InvalidInputError(f"Inputs are {kind}, not a float32 array.", "Convert them with .astype(np.float32).")
+    if not np.isfinite(inputs).all():
+        bad = np.argwhere(~np.isfinite(inputs))[0].tolist()
+        raise InvalidInputError(f"Inputs hold {inputs[tuple(bad)]} at {bad}.", "Check the preprocessing.")
+    return np.ascontiguousarray(inputs)
+
+
+def _probabilities(logits: FloatArray, manifest: Manifest) -> FloatArray:
+    """(M, K): sigmoid of each logit for a multi-label model, softmax over the classes otherwise."""
+    values = logits.astype(np.float64)
+    if manifest.head == "sigmoid":
+        chances: FloatArray = (0.5 * (1 + np.tanh(0.5 * values))).astype(np.float32)
+        return chances
+    powers = np.exp(values - values.max(axis=1, keepdims=True))
+    shares: FloatArray = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+    return shares
+
+
+def _preprocessing(given: str | Preprocessing | None, manifest: Manifest) -> Preprocessing | None:
+    """What the caller asks for, else what the manifest says."""
+    if isinstance(given, Preprocessing):
+        return given
+    if given is not None:
+        return Preprocessing.preset(given, manifest.input_shape[1:])
+    return None if manifest.preprocessing is None else Preprocessing.from_dict(manifest.preprocessing)

@@ -1,0 +1,74 @@
+"""The backward walk: from the cotangent of the logits to the gradients of the target layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from camrt.errors import UnsupportedOpError
+from camrt.exporter.graph_walk import path_nodes, values_between
+from camrt.exporter.op_builder import OpBuilder
+from camrt.exporter.vjp import MULTI_OUTPUT_RULES, VJP_RULES, has_rule
+
+
+def append_backward(
+    op: OpBuilder, logits: ir.Value, logits_cotangent: ir.Value, targets: Mapping[str, ir.Value]
+) -> dict[str, ir.Value]:
+    """Appends the nodes that compute the gradient of every target, and no others.
+
+    Args:
+        op: builder over the model's graph; the forward nodes stay as they are.
+        logits: (N, K), where the walk starts.
+        logits_cotangent: (M, K), its gradient.
+        targets: layer name -> value of the forward graph.
+
+    Returns:
+        Layer name -> gradient, (M, ...).
+
+    Raises:
+        UnsupportedOpError: an operator without a rule lies on the way; names the layers that work.
+    """
+    graph = op.graph
+    between = values_between(graph, targets.values(), logits)
+    nodes = path_nodes(graph, between)
+    for node in nodes:
+        if not has_rule(node):
+            raise _unsupported(graph, node, logits, targets)
+    op.wanted = between
+    gradients: dict[ir.Value, ir.Value] = {logits: logits_cotangent}
+    for node in reversed(nodes):
+        try:
+            contributions = _apply_rule(op, node, [gradients.get(output) for output in node.outputs])
+        except UnsupportedOpError as error:
+            raise _unsupported(graph, node, logits, targets, error.reason) from error
+        for value, gradient in zip(node.inputs, contributions, strict=True):
+            if value is None or gradient is None or value not in between:
+                continue
+            gradients[value] = op("Add", gradients[value], gradient) if value in gradients else gradient
+    return {name: gradients[value] for name, value in targets.items()}
+
+
+def _apply_rule(op: OpBuilder, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> Sequence[ir.Value | None]:
+    """The gradients of a node's inputs; a rule may leave out trailing inputs."""
+    if node.op_type in MULTI_OUTPUT_RULES:
+        found = MULTI_OUTPUT_RULES[node.op_type](op, node, cotangents)
+    else:
+        cotangent = cotangents[0]
+        assert cotangent is not None, f"{node.name} is on a path, so its output has a cotangent"
+        found = VJP_RULES[node.op_type](op, node, cotangent)
+    return [*found, *[None] * (len(node.inputs) - len(found))]
+
+
+def _unsupported(
+    graph: ir.Graph, node: ir.Node, logits: ir.Value, targets: Mapping[str, ir.Value], reason: str = ""
+) -> UnsupportedOpError:
+    """The error for ``node``, with the target layers that the gradient reaches without it."""
+    working = tuple(
+        name
+        for name, value in targets.items()
+        if all(
+            other is not node and has_rule(other) for other in path_nodes(graph, values_between(graph, [value], logits))
+        )
+    )
+    return UnsupportedOpError(node.op_type, node.name or node.outputs[0].name or "", working, reason)

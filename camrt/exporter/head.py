@@ -1,0 +1,122 @@
+"""The two ends of a classifier: its image input and its logits; and the nodes that choose the explained class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from camrt.bundle import Head
+from camrt.errors import UnsupportedModelError
+from camrt.exporter.op_builder import OpBuilder
+from camrt.exporter.shapes import is_float, is_known, nominal_shape
+
+CLASS_INDEX = "class_index"
+CLASS_INDEX_OUT = "class_index_out"
+_MAX_TOP_K = 3839  # TensorRT takes TopK up to this k
+_HEADS: dict[str, Head] = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
+_PASS_THROUGH = frozenset({"Identity", "Flatten", "Reshape", "Squeeze", "Cast", "Dropout"})
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifierHead:
+    """Where the logits are.
+
+    Attributes:
+        logits: (N, K), before softmax.
+        output: the graph output that holds the logits or what the head made of them.
+        kind: what the graph ends in.
+    """
+
+    logits: ir.Value
+    output: ir.Value
+    kind: Head
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return nominal_shape(self.logits)[1]
+
+
+def find_image_input(graph: ir.Graph) -> ir.Value:
+    """The only floating-point input with four axes.
+
+    Raises:
+        UnsupportedModelError: there is none, or more than one.
+    """
+    inputs = [value for value in graph.inputs if value.name not in graph.initializers]
+    images = [value for value in inputs if is_float(value) and value.shape is not None and len(value.shape) == 4]
+    if len(images) == 1 and len(inputs) == 1:
+        return images[0]
+    described = ", ".join(f"{value.name} {value.dtype}{value.shape}" for value in inputs) or "none"
+    raise UnsupportedModelError(
+        f"The model needs exactly one input, a float image (N, C, H, W); it has: {described}.",
+        "Export the classifier alone, without other inputs and without preprocessing of encoded images.",
+    )
+
+
+def find_head(graph: ir.Graph, output_name: str | None = None) -> ClassifierHead:
+    """The class output, and the logits behind its softmax or sigmoid.
+
+    Args:
+        graph: a graph with inferred shapes.
+        output_name: the class output; None takes the first float output of shape (N, K).
+
+    Raises:
+        UnsupportedModelError: no output qualifies.
+    """
+    outputs = [value for value in graph.outputs if output_name in (None, value.name)]
+    for output in outputs:
+        if is_float(output) and is_known(output) and output.shape is not None and len(output.shape) == 2:
+            logits, kind = _strip_head(output)
+            return ClassifierHead(logits, output, kind)
+    described = ", ".join(f"{value.name} {value.shape}" for value in graph.outputs)
+    raise UnsupportedModelError(
+        f"The model has no class output of shape (N, K); its outputs are: {described}.",
+        "Name the class output with logits=..., or export a model that ends in one number a class.",
+    )
+
+
+def _strip_head(output: ir.Value) -> tuple[ir.Value, Head]:
+    """Steps back over a final Softmax, LogSoftmax or Sigmoid, and over nodes that change no number."""
+    value = output
+    while (node := value.producer()) is not None and node.op_type in _PASS_THROUGH | _HEADS.keys():
+        source = node.inputs[0]
+        if source is None or not is_float(source) or not is_known(source) or source.dtype != output.dtype:
+            break
+        if node.op_type in _HEADS:
+            same = nominal_shape(source) == nominal_shape(output)
+            return (source, _HEADS[node.op_type]) if same else (output, "logits")
+        value = source
+    return output, "logits"
+
+
+def append_class_selection(op: OpBuilder, head: ClassifierHead) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Appends the choice of the explained classes.
+
+    Returns:
+        class_index (M) int64, a new graph input: a class, or -r for the class of that image's r-th highest logit;
+        class_index_out (M), with ranks resolved;
+        logits_cotangent (M, K), one at the explained class and zero elsewhere.
+    """
+    classes = head.num_classes
+    class_index = ir.Value(name=CLASS_INDEX, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["M"]))
+    op.graph.inputs.append(class_index)
+    ranked = _top_classes(op, head.logits, min(classes, _MAX_TOP_K))
+    column = op("Unsqueeze", class_index, op.ints([1]))
+    rank = op("Clip", op("Sub", op("Neg", column), op.ints([1])), op.constant_int(0), op.constant_int(classes - 1))
+    repeated = op("Expand", ranked, op("Concat", op("Shape", class_index), op.ints([1]), axis=0))
+    by_rank = op("Squeeze", op("GatherElements", repeated, rank, axis=1), op.ints([1]))
+    resolved = op("Where", op("Less", class_index, op.constant_int(0)), by_rank, class_index)
+    resolved.name = CLASS_INDEX_OUT
+    one_hot = op("OneHot", resolved, op.constant_int(classes), op.floats([0.0, 1.0]), axis=-1)
+    return class_index, resolved, one_hot
+
+
+def _top_classes(op: OpBuilder, logits: ir.Value, k: int) -> ir.Value:
+    """Classes by falling logit, (N, k) int64."""
+    node = ir.node("TopK", [logits, op.ints([k])], {"axis": -1, "largest": 1, "sorted": 1}, num_outputs=2)
+    node.name = "camrt/TopK"
+    node.outputs[0].name, node.outputs[1].name = "camrt/TopK_values", "camrt/TopK_indices"
+    op.graph.append(node)
+    return node.outputs[1]

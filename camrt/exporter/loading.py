@@ -1,0 +1,63 @@
+"""Reads an ONNX file from anywhere and brings it to an opset that the backward rules are written for."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from camrt.errors import InvalidModelError, UnsupportedModelError
+
+MIN_OPSET, MAX_OPSET = 17, 21
+MIN_SOURCE_OPSET = 7
+
+
+def load_model(path: Path) -> ir.Model:
+    """The model at ``path``, external data included, at an opset from 17 to 21.
+
+    Raises:
+        InvalidModelError: missing, not ONNX, truncated, or inconsistent.
+        UnsupportedModelError: an opset that cannot be converted.
+    """
+    try:
+        proto = onnx.load(path)
+    except OSError as error:
+        raise InvalidModelError(f"Cannot read {path}: {error}.", "Check the path.") from error
+    except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
+        raise InvalidModelError(
+            f"{path} is not an ONNX file, or is truncated or damaged: {error}.", "Export the model again."
+        ) from error
+    if not proto.graph.node or not proto.opset_import:
+        raise InvalidModelError(f"{path} holds no ONNX graph.", "Check that it is an .onnx file and complete.")
+    try:
+        return ir.from_proto(_converted(proto, path))
+    except (ValueError, TypeError, KeyError) as error:
+        raise InvalidModelError(f"The graph in {path} is inconsistent: {error}.", "Export the model again.") from error
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of the file, hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _converted(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """The model itself where its opset is in range, else converted to the nearest one."""
+    opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    if MIN_OPSET <= opset <= MAX_OPSET:
+        return proto
+    target = MIN_OPSET if opset < MIN_OPSET else MAX_OPSET
+    if opset < MIN_SOURCE_OPSET:
+        raise UnsupportedModelError(
+            f"{path} uses opset {opset}.", f"Export the model again with an opset from {MIN_SOURCE_OPSET} up."
+        )
+    try:
+        return onnx.version_converter.convert_version(proto, target)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise UnsupportedModelError(
+            f"{path} cannot be converted from opset {opset} to {target}: {error}.",
+            f"Export the model again with an opset from {MIN_OPSET} to {MAX_OPSET}.",
+        ) from error

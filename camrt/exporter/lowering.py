@@ -1,0 +1,230 @@
+"""How the input gradient of a convolution is written: by convolutions, where ConvTranspose would be the slow path.
+
+Along one axis, with stride s, kernel k, padding p and dilation d, the gradient is
+
+    dx[i] = sum over m, o with s o - p + d m = i of w[m] dy[o].
+
+Case 1, s = 1: a Conv of dy with the flipped kernel and padding d (k - 1) - p.
+Case 2, s > 1, d = 1: split i = s q + t into s phases. Phase t sees only the taps m = r, r + s, ... with
+    r = (t + p) mod s, and is a stride-1 Conv of dy with those taps flipped. The phases are interleaved.
+Case 3, anything else: ConvTranspose, cropped or padded to the input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import onnx_ir as ir
+
+from camrt.exporter.op_builder import OpBuilder
+
+_TO_THE_START = np.iinfo(np.int64).min
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One spatial axis of a convolution or a pooling window.
+
+    Attributes:
+        size: input length. output: output length.
+        kernel, stride, dilation: as in the node. begin: padding before the first element.
+    """
+
+    size: int
+    output: int
+    kernel: int
+    stride: int
+    dilation: int
+    begin: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Phase:
+    """Phase t of one axis (case 2): taps first, first + stride, ... and the padding of its Conv."""
+
+    first: int
+    taps: int
+    begin: int
+    end: int
+
+    @classmethod
+    def of(cls, axis: Axis, t: int) -> _Phase:
+        shift, first = divmod(t + axis.begin, axis.stride)
+        taps = max(0, -(-(axis.kernel - first) // axis.stride))
+        length = -(-axis.size // axis.stride)
+        return cls(first, taps, taps - 1 - shift, length - 1 + shift - (axis.output - 1))
+
+    def last(self, stride: int) -> int:
+        return self.first + stride * (self.taps - 1)
+
+
+def conv_input_gradient(
+    op: OpBuilder,
+    cotangent: ir.Value,
+    weight: ir.Value,
+    shape: tuple[int, int, int, int],
+    axes: tuple[Axis, Axis],
+    group: int,
+) -> ir.Value:
+    """The gradient of a 2-D convolution's input.
+
+    Args:
+        op: the builder.
+        cotangent: (M, C_out, h', w').
+        weight: (C_out, C_in / group, kh, kw), of that ``shape``.
+        shape: the weight's shape.
+        axes: rows and columns.
+        group: number of groups.
+
+    Returns:
+        (M, C_in, h, w).
+    """
+    swapped = _swap_channels(op, weight, shape, group)
+    if all(axis.stride == 1 for axis in axes) and _complement(axes) is not None:
+        return _stride_one(op, cotangent, swapped, axes, group)
+    if all(axis.dilation == 1 for axis in axes):
+        phases = [[_Phase.of(axis, t) for t in range(axis.stride)] for axis in axes]
+        if all(phase.taps == 0 or min(phase.begin, phase.end) >= 0 for phase in (*phases[0], *phases[1])):
+            return _phased(op, cotangent, swapped, shape[1] * group, axes, phases, group)
+    return _transposed(op, cotangent, weight, axes, group)
+
+
+def interleave(
+    op: OpBuilder, phases: list[ir.Value], strides: tuple[int, int], shape: tuple[int, int, int]
+) -> ir.Value:
+    """Phases (M, C, q, r), row by row, to (M, C, q * strides[0], r * strides[1]); ``shape`` is (C, q, r)."""
+    if len(phases) == 1:
+        return phases[0]
+    stacked = op("Concat", *phases, axis=1)
+    if strides[0] == strides[1]:
+        return op("DepthToSpace", stacked, blocksize=strides[0], mode="DCR")
+    channels, rows, columns = shape
+    split = op("Reshape", stacked, op.ints([-1, *strides, channels, rows, columns]))
+    turned = op("Transpose", split, perm=[0, 3, 4, 1, 5, 2])
+    return op("Reshape", turned, op.ints([-1, channels, rows * strides[0], columns * strides[1]]))
+
+
+def fit(
+    op: OpBuilder, value: ir.Value, starts: tuple[int, int], lengths: tuple[int, int], size: tuple[int, int]
+) -> ir.Value:
+    """Rows and columns [start, start + size) of a value with the spatial ``lengths``; zeros past its end."""
+    missing = [max(starts[a] + size[a] - lengths[a], 0) for a in (0, 1)]
+    if any(missing):
+        value = op("Pad", value, op.ints([0, 0, 0, 0, 0, 0, *missing]), op.scalar(0.0))
+    if starts == (0, 0) and all(size[a] == lengths[a] + missing[a] for a in (0, 1)):
+        return value
+    ends = [starts[0] + size[0], starts[1] + size[1]]
+    return op("Slice", value, op.ints(starts), op.ints(ends), op.ints([2, 3]))
+
+
+def _complement(axes: tuple[Axis, Axis]) -> list[int] | None:
+    """Pads of case 1: all begins, then all ends; None where one would be negative."""
+    begins = [axis.dilation * (axis.kernel - 1) - axis.begin for axis in axes]
+    ends = [axis.size - axis.output + axis.begin for axis in axes]
+    return [*begins, *ends] if min(*begins, *ends) >= 0 else None
+
+
+def _swap_channels(op: OpBuilder, weight: ir.Value, shape: tuple[int, int, int, int], group: int) -> ir.Value:
+    """(C_out, C_in / g, kh, kw) to (C_in, C_out / g, kh, kw), group by group."""
+    c_out, c_in_group, kh, kw = shape
+    if c_in_group == 1 and c_out == group:
+        return weight
+    if group == 1:
+        return op("Transpose", weight, perm=[1, 0, 2, 3])
+    grouped = op("Reshape", weight, op.ints([group, c_out // group, c_in_group, kh, kw]))
+    turned = op("Transpose", grouped, perm=[0, 2, 1, 3, 4])
+    return op("Reshape", turned, op.ints([group * c_in_group, c_out // group, kh, kw]))
+
+
+def _stride_one(op: OpBuilder, cotangent: ir.Value, swapped: ir.Value, axes: tuple[Axis, Axis], group: int) -> ir.Value:
+    """Case 1."""
+    kernel = [axis.kernel for axis in axes]
+    whole = (_Phase(0, kernel[0], 0, 0), _Phase(0, kernel[1], 0, 0))
+    flipped = _flipped_taps(op, swapped, whole, (1, 1)) if max(kernel) > 1 else swapped
+    pads = _complement(axes)
+    assert pads is not None
+    dilations = [axis.dilation for axis in axes]
+    return op(
+        "Conv", cotangent, flipped, kernel_shape=kernel, pads=pads, dilations=dilations, group=group, strides=[1, 1]
+    )
+
+
+def _flipped_taps(op: OpBuilder, weight: ir.Value, phase: tuple[_Phase, _Phase], strides: tuple[int, int]) -> ir.Value:
+    """The taps of one phase, last first."""
+    starts = [phase[axis].last(strides[axis]) for axis in (0, 1)]
+    steps = [-strides[0], -strides[1]]
+    return op("Slice", weight, op.ints(starts), op.ints([_TO_THE_START] * 2), op.ints([2, 3]), op.ints(steps))
+
+
+def _phased(
+    op: OpBuilder,
+    cotangent: ir.Value,
+    swapped: ir.Value,
+    c_in: int,
+    axes: tuple[Axis, Axis],
+    phases: list[list[_Phase]],
+    group: int,
+) -> ir.Value:
+    """Case 2."""
+    strides = (axes[0].stride, axes[1].stride)
+    lengths = (-(-axes[0].size // strides[0]), -(-axes[1].size // strides[1]))
+    pairs = list(product(phases[0], phases[1]))
+    size = (axes[0].size, axes[1].size)
+    whole = (lengths[0] * strides[0], lengths[1] * strides[1])
+
+    def convolve(pair: tuple[_Phase, _Phase], taps: ir.Value) -> ir.Value:
+        (row, column) = pair
+        return op(
+            "Conv",
+            cotangent,
+            taps,
+            kernel_shape=[row.taps, column.taps],
+            pads=[row.begin, column.begin, row.end, column.end],
+            group=group,
+        )
+
+    taps = [_flipped_taps(op, swapped, pair, strides) if pair[0].taps and pair[1].taps else None for pair in pairs]
+    if group == 1 and strides[0] == strides[1] and _alike(pairs):
+        stacked = convolve(pairs[0], op("Concat", *taps, axis=0))
+        return fit(op, op("DepthToSpace", stacked, blocksize=strides[0], mode="DCR"), (0, 0), whole, size)
+    maps = [None if tap is None else convolve(pair, tap) for pair, tap in zip(pairs, taps, strict=True)]
+    filled = [value for value in maps if value is not None]
+    if len(filled) == 1 and maps[0] is not None:
+        return fit(op, _zero_interleave(op, filled[0], c_in, lengths, strides), (0, 0), whole, size)
+    batch = op("Shape", cotangent, start=0, end=1)
+    zeros_shape = op("Concat", batch, op.ints([c_in, *lengths]), axis=0)
+    complete = [op("Expand", op.scalar(0.0), zeros_shape) if value is None else value for value in maps]
+    return fit(op, interleave(op, complete, strides, (c_in, *lengths)), (0, 0), whole, size)
+
+
+def _alike(pairs: list[tuple[_Phase, _Phase]]) -> bool:
+    """Whether every phase has the same, non-empty kernel and padding, so that one Conv can compute all."""
+    forms = {(row.taps, row.begin, row.end, column.taps, column.begin, column.end) for row, column in pairs}
+    return len(forms) == 1 and pairs[0][0].taps > 0 and pairs[0][1].taps > 0
+
+
+def _zero_interleave(
+    op: OpBuilder, value: ir.Value, channels: int, lengths: tuple[int, int], strides: tuple[int, int]
+) -> ir.Value:
+    """``value`` at every stride-th row and column, zeros between."""
+    spread = op("Reshape", value, op.ints([-1, channels, lengths[0], 1, lengths[1], 1]))
+    padded = op("Pad", spread, op.ints([0] * 9 + [strides[0] - 1, 0, strides[1] - 1]), op.scalar(0.0))
+    return op("Reshape", padded, op.ints([-1, channels, lengths[0] * strides[0], lengths[1] * strides[1]]))
+
+
+def _transposed(op: OpBuilder, cotangent: ir.Value, weight: ir.Value, axes: tuple[Axis, Axis], group: int) -> ir.Value:
+    """Case 3. ConvTranspose without padding covers [-begin, ...); the input's part is cut out or padded with zeros."""
+    full = op(
+        "ConvTranspose",
+        cotangent,
+        weight,
+        kernel_shape=[axis.kernel for axis in axes],
+        strides=[axis.stride for axis in axes],
+        dilations=[axis.dilation for axis in axes],
+        group=group,
+    )
+    lengths = [(axis.output - 1) * axis.stride + axis.dilation * (axis.kernel - 1) + 1 for axis in axes]
+    begins = (axes[0].begin, axes[1].begin)
+    return fit(op, full, begins, (lengths[0], lengths[1]), (axes[0].size, axes[1].size))

@@ -1,0 +1,21 @@
+"""Backward rules, one module a family of operators; importing the package fills the registry."""
+
+from __future__ import annotations
+
+from camrt.exporter.vjp import activation, conv, elementwise, linear, norm, pool, shape
+from camrt.exporter.vjp.registry import MULTI_OUTPUT_RULES, VJP_RULES, has_rule, register_multi_output_vjp, register_vjp
+
+__all__ = [
+    "MULTI_OUTPUT_RULES",
+    "VJP_RULES",
+    "activation",
+    "conv",
+    "elementwise",
+    "has_rule",
+    "linear",
+    "norm",
+    "pool",
+    "register_multi_output_vjp",
+    "register_vjp",
+    "shape",
+]

@@ -1,0 +1,139 @@
+"""Geometry of sliding windows: paddings resolved, counts of averaged positions, and the way back to the input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from camrt.exporter.lowering import fit, interleave
+from camrt.exporter.op_builder import OpBuilder
+from camrt.exporter.shapes import nominal_shape
+from camrt.exporter.vjp.registry import ints_attribute, operand, unsupported
+
+
+def begin_pads(
+    node: ir.Node, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int] = (1, 1)
+) -> tuple[int, int]:
+    """Padding above and to the left, with auto_pad resolved."""
+    auto = node.attributes.get("auto_pad")
+    mode = "NOTSET" if auto is None else auto.as_string()
+    if mode == "VALID":
+        return 0, 0
+    if mode in ("SAME_UPPER", "SAME_LOWER"):
+        shape, output = nominal_shape(operand(node)), nominal_shape(node.outputs[0])
+        reach = [(output[a + 2] - 1) * strides[a] + dilations[a] * (kernel[a] - 1) + 1 for a in (0, 1)]
+        totals = [max(reach[a] - shape[a + 2], 0) for a in (0, 1)]
+        rows, columns = (total // 2 if mode == "SAME_UPPER" else total - total // 2 for total in totals)
+        return rows, columns
+    pads = ints_attribute(node, "pads", (0, 0, 0, 0))
+    return pads[0], pads[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A 2-D pooling window.
+
+    Attributes:
+        kernel, strides: (rows, columns).
+        begin: padding above and to the left.
+        size: spatial size of the input. output: of the output.
+    """
+
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    begin: tuple[int, int]
+    size: tuple[int, int]
+    output: tuple[int, int]
+
+    @classmethod
+    def of(cls, node: ir.Node) -> Window:
+        """Reads a pooling node; refuses windows that are dilated or not 2-D."""
+        kernel = ints_attribute(node, "kernel_shape", ())
+        if len(kernel) != 2:
+            raise unsupported(node, f"a window of rank {len(kernel)}")
+        if any(rate != 1 for rate in ints_attribute(node, "dilations", (1, 1))):
+            raise unsupported(node, "a dilated window")
+        strides = ints_attribute(node, "strides", (1, 1))
+        size, output = nominal_shape(operand(node))[2:], nominal_shape(node.outputs[0])[2:]
+        return cls(
+            (kernel[0], kernel[1]),
+            (strides[0], strides[1]),
+            begin_pads(node, kernel, strides),
+            (size[0], size[1]),
+            (output[0], output[1]),
+        )
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether every output is one input."""
+        return self.kernel == self.strides == (1, 1) and self.size == self.output
+
+    @property
+    def tiles(self) -> bool:
+        """Whether the windows cover the input exactly once."""
+        covered = (self.output[0] * self.strides[0], self.output[1] * self.strides[1])
+        return self.kernel == self.strides and self.begin == (0, 0) and covered == self.size
+
+    @property
+    def offsets(self) -> list[tuple[int, int]]:
+        """(row, column) of every element of the window, row by row."""
+        return list(product(range(self.kernel[0]), range(self.kernel[1])))
+
+    @property
+    def end(self) -> tuple[int, int]:
+        """How far the last window reaches past the input; ceil_mode makes it more than the declared padding."""
+        rows, columns = (
+            (self.output[a] - 1) * self.strides[a] + self.kernel[a] - self.begin[a] - self.size[a] for a in (0, 1)
+        )
+        return rows, columns
+
+    def counts(self, declared_end: Sequence[int] | None) -> npt.NDArray[np.float64]:
+        """How many positions each window averages over, (h', w'); padding counts where its ends are given."""
+        per_axis = []
+        for a in (0, 1):
+            low = 0 if declared_end is None else -self.begin[a]
+            high = self.size[a] + (0 if declared_end is None else declared_end[a])
+            starts = np.arange(self.output[a]) * self.strides[a] - self.begin[a]
+            per_axis.append(np.minimum(starts + self.kernel[a], high) - np.maximum(starts, low))
+        counts: npt.NDArray[np.float64] = np.multiply.outer(per_axis[0], per_axis[1]).astype(np.float64)
+        return counts
+
+    def gather(self, op: OpBuilder, value: ir.Value, fill: float) -> list[ir.Value]:
+        """For every offset, the input at that offset of all windows, (N, C, h', w'); ``fill`` outside the input."""
+        top, left = self.begin
+        bottom, right = (max(length, 0) for length in self.end)
+        if any((top, left, bottom, right)):
+            value = op("Pad", value, op.ints([0, 0, top, left, 0, 0, bottom, right]), op.scalar(fill))
+        (sh, sw), (oh, ow) = self.strides, self.output
+        axes, steps = op.ints([2, 3]), op.ints([sh, sw])
+        return [
+            op("Slice", value, op.ints([i, j]), op.ints([i + (oh - 1) * sh + 1, j + (ow - 1) * sw + 1]), axes, steps)
+            for i, j in self.offsets
+        ]
+
+    def scatter(self, op: OpBuilder, parts: Sequence[ir.Value], channels: int) -> ir.Value:
+        """The transpose of ``gather``: adds part after part, (M, C, h', w') each, to (M, C, h, w).
+
+        Offset i = s a + r lands in phase r, moved by a: parts of one phase are moved by padding and added, the phases
+        interleaved.
+        """
+        (sh, sw), (kh, kw) = self.strides, self.kernel
+        room = ((kh - 1) // sh, (kw - 1) // sw)
+        phases: dict[tuple[int, int], ir.Value] = {}
+        for (i, j), part in zip(self.offsets, parts, strict=True):
+            (a, row), (b, column) = divmod(i, sh), divmod(j, sw)
+            if room != (0, 0):
+                part = op("Pad", part, op.ints([0, 0, a, b, 0, 0, room[0] - a, room[1] - b]), op.scalar(0.0))
+            phase = (row, column)
+            phases[phase] = op("Add", phases[phase], part) if phase in phases else part
+        if len(phases) < sh * sw:
+            empty = op("Mul", phases[0, 0], op.scalar(0.0))
+            phases = {phase: phases.get(phase, empty) for phase in product(range(sh), range(sw))}
+        q, r = self.output[0] + room[0], self.output[1] + room[1]
+        whole = interleave(op, [phases[phase] for phase in sorted(phases)], self.strides, (channels, q, r))
+        return fit(op, whole, self.begin, (sh * q, sw * r), self.size)

@@ -1,0 +1,175 @@
+"""Sessions on ONNX Runtime: one a set of outputs, opened when first needed, weights shared."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from camrt.bundle import Bundle
+from camrt.errors import ClassIndexError, InvalidInputError, InvalidModelError, UnsupportedModelError
+from camrt.runtime.providers import onnx_runtime_provider
+from camrt.runtime.pruning import PrunableModel
+from camrt.types import AnyArray, FloatArray, IntArray, LayerOutputs, SessionOutputs
+
+_NO_CLASSES = np.empty(0, np.int64)
+_LOAD_ERRORS = (
+    ort_errors.Fail,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.InvalidArgument,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+
+
+class OnnxRuntimeSession:
+    """A bundle on ONNX Runtime. See camrt.runtime.session.Session for the methods.
+
+    Args:
+        path: the bundle.
+        provider: "cpu" or "cuda".
+        threads: intra-operator threads; 0 = one a core.
+
+    Raises:
+        InvalidModelError, BundleError: the file cannot be used.
+        BackendUnavailableError: the provider cannot be used here.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], provider: str = "cpu", threads: int = 0) -> None:
+        self._provider = onnx_runtime_provider(provider)
+        self.manifest = Bundle.open(path).manifest
+        self._path = os.fspath(path)
+        self._threads = threads
+        self._model = PrunableModel(path)
+        self._weights = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in self._model.weights.items()
+        }
+        self._sessions: dict[tuple[str | None, tuple[str, ...]], onnxruntime.InferenceSession] = {}
+        self._lock = threading.Lock()
+
+    def predict(self, inputs: FloatArray) -> FloatArray:
+        """See Session.predict."""
+        self._check_inputs(inputs)
+        manifest = self.manifest
+        (logits,) = self._session((manifest.logits,)).run(None, {manifest.input_name: inputs})
+        return _float32(logits)
+
+    def run(self, inputs: FloatArray, class_indices: IntArray, layers: Sequence[str]) -> SessionOutputs:
+        """See Session.run."""
+        if not layers:
+            return SessionOutputs(self.predict(inputs), _NO_CLASSES)
+        self._check_inputs(inputs)
+        self._check_classes(class_indices, len(inputs))
+        manifest = self.manifest
+        targets = [manifest.layer(name) for name in layers]
+        names = [manifest.logits, manifest.class_index_output]
+        for target in targets:
+            names += [target.activations, target.gradients]
+        feeds = {manifest.input_name: inputs, manifest.class_index_input: class_indices}
+        logits, chosen, *arrays = self._session(tuple(names)).run(None, feeds)
+        outputs = tuple(
+            LayerOutputs(target.name, _float32(arrays[2 * index]), _float32(arrays[2 * index + 1]))
+            for index, target in enumerate(targets)
+        )
+        return SessionOutputs(_float32(logits), chosen, outputs)
+
+    def run_from_layer(self, layer: str, activations: FloatArray) -> FloatArray:
+        """See Session.run_from_layer."""
+        target = self.manifest.layer(layer)
+        if target.layout != "NCHW":
+            raise UnsupportedModelError(
+                f"Layer {layer!r} is kept as {target.layout}; the graph cannot start there.", "Choose another layer."
+            )
+        session = self._session((self.manifest.logits,), cut_at=target.activations)
+        (logits,) = session.run(None, {target.activations: activations})
+        return _float32(logits)
+
+    def _session(self, outputs: tuple[str, ...], cut_at: str | None = None) -> onnxruntime.InferenceSession:
+        """The cached session for a set of outputs."""
+        key = (cut_at, outputs)
+        session = self._sessions.get(key)
+        if session is None:
+            with self._lock:
+                session = self._sessions.get(key) or self._open(outputs, cut_at)
+                self._sessions[key] = session
+        return session
+
+    def _open(self, outputs: tuple[str, ...], cut_at: str | None) -> onnxruntime.InferenceSession:
+        model, weights = self._model.pruned(outputs, cut_at)
+        options = _options(self._threads)
+        if weights:
+            options.add_external_initializers(weights, [self._weights[name] for name in weights])
+        return _inference_session(model, options, self._provider, self._path)
+
+    def _check_inputs(self, inputs: FloatArray) -> None:
+        expected = self.manifest.input_shape
+        if inputs.ndim != 4 or inputs.shape[1:] != expected or inputs.shape[0] < 1:
+            wanted = "x".join(map(str, expected))
+            raise InvalidInputError(
+                f"Inputs have the shape {inputs.shape}; the bundle takes (N, {wanted.replace('x', ', ')}).",
+                "Resize the images, or use explain_images, which does.",
+            )
+        if inputs.dtype != np.float32:
+            raise InvalidInputError(f"Inputs have the dtype {inputs.dtype}.", "Convert them to float32.")
+
+    def _check_classes(self, class_indices: IntArray, batch: int) -> None:
+        classes = self.manifest.num_classes
+        if class_indices.ndim != 1 or class_indices.dtype != np.int64 or len(class_indices) == 0:
+            raise ClassIndexError(
+                f"Class indices have the shape {class_indices.shape} and dtype {class_indices.dtype}.",
+                "Give a vector of int64.",
+            )
+        if batch not in (1, len(class_indices)):
+            raise ClassIndexError(
+                f"{len(class_indices)} class indices for {batch} images.",
+                "Give one an image, or several for a single image.",
+            )
+        if class_indices.max() >= classes or class_indices.min() < -classes:
+            raise ClassIndexError(
+                f"Class indices {class_indices.tolist()} are out of range for {classes} classes.",
+                f"Use 0 to {classes - 1}, or -1 to -{classes} for ranks.",
+            )
+
+
+class OnnxRuntimeModel:
+    """Any ONNX model on ONNX Runtime's CPU provider. See camrt.runtime.session.PlainModel."""
+
+    def __init__(self, path: str | os.PathLike[str], threads: int = 0) -> None:
+        self._session = _inference_session(os.fspath(path), _options(threads), "CPUExecutionProvider", os.fspath(path))
+        self.input_names = tuple(value.name for value in self._session.get_inputs())
+        self.output_names = tuple(value.name for value in self._session.get_outputs())
+
+    def run(self, inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
+        """See PlainModel.run."""
+        return dict(zip(self.output_names, self._session.run(None, dict(inputs)), strict=True))
+
+
+def _options(threads: int) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Several sessions and the kernels take turns on the same cores: threads that spin between runs would be in the way.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _inference_session(
+    model: bytes | str, options: onnxruntime.SessionOptions, provider: str, path: str
+) -> onnxruntime.InferenceSession:
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=[provider])
+    except _LOAD_ERRORS as error:
+        raise InvalidModelError(
+            f"ONNX Runtime cannot load {path}: {error}.", "Check the model with onnx.checker, or export it again."
+        ) from error
+
+
+def _float32(array: AnyArray) -> FloatArray:
+    return array if array.dtype == np.float32 else array.astype(np.float32)

@@ -1,0 +1,122 @@
+"""Cuts a graph down to what a set of outputs needs.
+
+ONNX Runtime executes every node of a graph whichever outputs are fetched, so each output set gets a graph of its own.
+The weights are shared: in a pruned graph large initialisers are references by name, and the arrays are handed over
+beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import numpy_helper
+
+from camrt.errors import InvalidModelError, UnsupportedModelError
+from camrt.types import AnyArray
+
+_INLINE_BYTES = 1024  # smaller initialisers (shapes, axes, scalars) stay in the graph, where optimisers read them
+_EXTERNAL_NAME = "shared-weights"
+
+
+class PrunableModel:
+    """An ONNX model in memory that pruned graphs are taken from.
+
+    Args:
+        path: the model's file.
+
+    Raises:
+        InvalidModelError: it cannot be read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        try:
+            self._model = onnx.load(Path(path))
+        except (OSError, ValueError, DecodeError, onnx.checker.ValidationError) as error:
+            raise InvalidModelError(
+                f"Cannot read {path} as an ONNX model: {error}.", "Check the file, or export the model again."
+            ) from error
+        graph = self._model.graph
+        self._producers = {output: node for node in graph.node for output in node.output if output}
+        self._order = {id(node): index for index, node in enumerate(graph.node)}
+        self._inputs = {value.name: value for value in graph.input}
+        self._outputs = {value.name: value for value in graph.output}
+        self._small: dict[str, onnx.TensorProto] = {}
+        self._references: dict[str, onnx.TensorProto] = {}
+        self.weights: dict[str, AnyArray] = {}
+        for tensor in graph.initializer:
+            self._keep(tensor)
+        del graph.initializer[:]
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the graph's outputs."""
+        return tuple(self._outputs)
+
+    def pruned(self, outputs: Sequence[str], cut_at: str | None = None) -> tuple[bytes, list[str]]:
+        """The serialised graph that computes ``outputs``, and the names of the weights that it refers to.
+
+        Args:
+            outputs: names of graph outputs.
+            cut_at: a graph output that becomes the input in place of the image.
+
+        Raises:
+            UnsupportedModelError: with cut_at, where the outputs need the image all the same.
+        """
+        nodes, leaves = self._needed(outputs, cut_at)
+        inputs = [self._inputs[name] for name in self._inputs if name in leaves]
+        if cut_at is not None:
+            if inputs:
+                raise UnsupportedModelError(
+                    f"The logits need {inputs[0].name!r} beside {cut_at!r}: a path goes around the layer.",
+                    "Choose a layer that everything passes through.",
+                )
+            inputs = [self._outputs[cut_at]]
+        weights = [name for name in self._references if name in leaves]
+        graph = onnx.GraphProto(
+            name=self._model.graph.name or "pruned",
+            node=nodes,
+            input=inputs,
+            output=[self._outputs[name] for name in outputs],
+            initializer=[
+                *(self._small[name] for name in self._small if name in leaves),
+                *(self._references[name] for name in weights),
+            ],
+        )
+        model = onnx.ModelProto(ir_version=self._model.ir_version, opset_import=self._model.opset_import, graph=graph)
+        return model.SerializeToString(), weights
+
+    def _needed(self, outputs: Iterable[str], cut_at: str | None) -> tuple[list[onnx.NodeProto], set[str]]:
+        """The nodes behind ``outputs`` in their order, and the names that no node produces."""
+        found: dict[int, onnx.NodeProto] = {}
+        leaves: set[str] = set()
+        stack = list(outputs)
+        seen = set(stack)
+        while stack:
+            name = stack.pop()
+            node = None if name == cut_at else self._producers.get(name)
+            if node is None:
+                leaves.add(name)
+                continue
+            found[self._order[id(node)]] = node
+            fresh = {value for value in node.input if value} - seen
+            seen |= fresh
+            stack.extend(fresh)
+        return [found[index] for index in sorted(found)], leaves
+
+    def _keep(self, tensor: onnx.TensorProto) -> None:
+        """Files one initialiser: inline, or as a shared array with a reference to it."""
+        array = numpy_helper.to_array(tensor)
+        if array.nbytes <= _INLINE_BYTES:
+            small = onnx.TensorProto()
+            small.CopyFrom(tensor)
+            self._small[tensor.name] = small
+            return
+        self.weights[tensor.name] = array
+        reference = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        reference.data_location = onnx.TensorProto.EXTERNAL
+        reference.external_data.add(key="location", value=_EXTERNAL_NAME)
+        self._references[tensor.name] = reference

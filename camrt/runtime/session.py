@@ -1,0 +1,53 @@
+"""The session protocol: what every execution provider offers to the layers above."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from camrt.bundle import Manifest
+from camrt.types import AnyArray, FloatArray, IntArray, SessionOutputs
+
+
+class Session(Protocol):
+    """A bundle, ready to run. Safe to call from several threads."""
+
+    manifest: Manifest
+
+    def predict(self, inputs: FloatArray) -> FloatArray:
+        """Logits (N, K) of images (N, 3, H, W), at the price of the source model."""
+        ...
+
+    def run(self, inputs: FloatArray, class_indices: IntArray, layers: Sequence[str]) -> SessionOutputs:
+        """Logits, and for each layer its activations and the gradient of the explained logits.
+
+        Args:
+            inputs: (N, 3, H, W).
+            class_indices: (M,) int64, M = N, or any M with N = 1; -r is the class with the r-th highest logit.
+            layers: names of target layers; only their part of the backward is computed.
+
+        Raises:
+            LayerNotFoundError: a name that the bundle does not have.
+            ClassIndexError: an index out of range, or a number of them that does not fit N.
+            InvalidInputError: inputs of a wrong shape or dtype.
+        """
+        ...
+
+    def run_from_layer(self, layer: str, activations: FloatArray) -> FloatArray:
+        """Logits (N, K) computed from the activations (N, C, h, w) of one layer, without the image.
+
+        Raises:
+            UnsupportedModelError: the logits depend on the image by a way around the layer.
+        """
+        ...
+
+
+class PlainModel(Protocol):
+    """Any ONNX model, ready to run."""
+
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+
+    def run(self, inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
+        """Every output by name."""
+        ...
