@@ -13,7 +13,7 @@ BENCH_THREADS ?= 2
 .PHONY: demo test test-slow lint format bench sanitize wheel train clean
 
 demo: $(VENV)/.runtime
-	@$(BIN)/camrt explain --out $(DEMO_OUTPUT)
+	@$(BIN)/camrt explain --sample --out $(DEMO_OUTPUT)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m "not slow"
@@ -44,7 +44,7 @@ wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel --outdir dist .
 
 train: $(VENV)/.dev
-	$(BIN)/python training/train_shapes.py
+	$(BIN)/python training/train_shapes.py --out build/shapes
 
 clean:
 	rm -rf build dist $(DEMO_OUTPUT) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

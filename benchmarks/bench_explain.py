@@ -90,11 +90,13 @@ def summarise(lines: Sequence[Contender], seconds: dict[str, list[float]]) -> li
     return timings
 
 
-def check_same_work(model: TestModel, lines: Sequence[Contender], explainer: camrt.Explainer, image: FloatArray) -> dict[str, float]:
+def check_same_work(
+    model: TestModel, lines: Sequence[Contender], explainer: camrt.Explainer, image: FloatArray
+) -> dict[str, float]:
     """Largest differences from camrt's output; SystemExit where one is beyond its tolerance.
 
-    pytorch-grad-cam computes the same map for every base. torch-cam leaves out a normalisation and has its own Grad-CAM++,
-    so its pipeline is compared through its LayerCAM, in its order of operations; the plain difference is reported too.
+    pytorch-grad-cam computes the same map for every base. torch-cam leaves out a normalisation and has its own
+    Grad-CAM++, so its pipeline is compared through its LayerCAM, in its order of operations; the plain difference is reported too.
     """
     outputs = {line.key: line.run() for line in lines}
     differences = {key: largest_difference(outputs[key], outputs["onnxruntime"]) for key in ("torch", "camrt_predict")}
@@ -193,7 +195,11 @@ def main() -> None:
         console.print(f"torch-cam has no {arguments.base}.")
     if arguments.json is not None:
         report = {
-            "machine": {"processor": platform.machine(), "system": platform.system(), "python": platform.python_version()},
+            "machine": {
+                "processor": platform.machine(),
+                "system": platform.system(),
+                "python": platform.python_version(),
+            },
             "versions": {package: version(package) for package in PACKAGES},
             "settings": {key: value for key, value in vars(arguments).items() if key not in ("json", "models")},
             "results": results,

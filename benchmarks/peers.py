@@ -76,9 +76,7 @@ def camrt_prediction(explainer: camrt.Explainer, image: FloatArray) -> Contender
 
 def camrt_refinecam(explainer: camrt.Explainer, image: FloatArray, base: str) -> Contender:
     """RefineCAM by camrt."""
-    return Contender(
-        "camrt", "camrt RefineCAM", lambda: explainer.explain(image, base_method=base)[0].saliency_map
-    )
+    return Contender("camrt", "camrt RefineCAM", lambda: explainer.explain(image, base_method=base)[0].saliency_map)
 
 
 def pytorch_grad_cam_refinecam(model: TestModel, image: FloatArray, base: str) -> Contender:

@@ -9,16 +9,29 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import operator
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias
+from types import UnionType
+from typing import (
+    Any,
+    BinaryIO,
+    Literal,
+    SupportsIndex,
+    TypeAlias,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from camrt.errors import BundleError, ClassIndexError, InvalidModelError, LayerNotFoundError
 
 MANIFEST_KEY = "camrt.manifest"
 SCHEMA_VERSION = 1
+MAX_RANK = 3839  # a class_index of -r chooses among the highest logits only: TensorRT's TopK ends there
 
 Head: TypeAlias = Literal["logits", "softmax", "log_softmax", "sigmoid"]
 
@@ -88,6 +101,8 @@ class Manifest:
     preprocessing: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        if not self.target_layers or len(set(self.layer_names)) < len(self.target_layers):
+            raise BundleError("The manifest has no target layers, or two of one name.", "Export the model again.")
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise BundleError(
                 f"{len(self.class_names)} class names for a model of {self.num_classes} classes.",
@@ -120,13 +135,25 @@ class Manifest:
             ClassIndexError: no class has that name.
         """
         if not isinstance(item, str):
-            return int(item)
+            return self._number(item)
         names = self.class_names or ()
         if item not in names:
             listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
             known = f"The classes are: {listed}." if names else "The bundle has no class names: use indices."
             raise ClassIndexError(f"No class is called {item!r}.", known)
         return names.index(item)
+
+    def _number(self, item: object) -> int:
+        """A class index or rank as it is."""
+        if not isinstance(item, SupportsIndex):
+            raise ClassIndexError(f"{item!r} is no class.", "Give an index, a name, or -r for a rank.")
+        number = operator.index(item)
+        if not -self.num_classes <= number < self.num_classes:
+            raise ClassIndexError(
+                f"Class index {number} is out of range for {self.num_classes} classes.",
+                f"Use 0 to {self.num_classes - 1}, or -1 to -{self.num_classes} for ranks.",
+            )
+        return number
 
     def to_json(self) -> str:
         """The manifest as JSON text."""
@@ -143,15 +170,42 @@ class Manifest:
                     f"The manifest has schema version {version}; this camrt reads version {SCHEMA_VERSION}.",
                     "Export the model again with this version of camrt.",
                 )
-            fields["target_layers"] = tuple(
-                TargetLayer(**{**layer, "shape": tuple(layer["shape"])}) for layer in fields["target_layers"]
-            )
-            for key in ("input_shape", "outputs", "class_names"):
-                if fields.get(key) is not None:
-                    fields[key] = tuple(fields[key])
-            return cls(**fields)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            fields["target_layers"] = [_typed(TargetLayer, layer) for layer in fields["target_layers"]]
+            return _typed(cls, fields)
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise BundleError(f"The manifest is damaged: {error}.", "Export the model again.") from error
+
+
+_Fields = TypeVar("_Fields", "TargetLayer", "Manifest")
+
+
+def _typed(kind: type[_Fields], fields: dict[str, Any]) -> _Fields:
+    """``kind`` of fields read from JSON, its lists as tuples; TypeError where one is not of its declared type."""
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
+    hints: dict[str, Any] = get_type_hints(kind)
+    for name, hint in hints.items():
+        if name in values and not _is_of(values[name], hint):
+            raise TypeError(f"{name} is {values[name]!r}")
+    return kind(**values)
+
+
+def _is_of(value: object, hint: Any) -> bool:
+    """Whether ``value`` has one of the types that the fields of a manifest are declared with."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in parts
+    if origin is UnionType:
+        return any(_is_of(value, part) for part in parts)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        hints = parts[:1] * len(value) if parts[1:] == (...,) else parts
+        return len(hints) == len(value) and all(map(_is_of, value, hints))
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, origin or hint)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources import files
@@ -14,12 +14,12 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image
 
-from camrt.bundle import Manifest
+from camrt.bundle import MAX_RANK, Manifest
 from camrt.cam import REFINECAM, Plan, make_plan
-from camrt.errors import ClassIndexError, InvalidInputError
+from camrt.errors import ClassIndexError, ImageError, InvalidInputError
 from camrt.explanation import Explanation
 from camrt.kernels import get_backend
-from camrt.preprocess import ImageLike, Preprocessing, load_image
+from camrt.preprocess import DEFAULT_MAX_PIXELS, ImageLike, Preprocessing, load_image
 from camrt.runtime import open_session
 from camrt.types import AnyArray, FloatArray, IntArray
 
@@ -49,6 +49,9 @@ class Explainer:
         backend: kernel backend, see camrt.kernels.get_backend.
         preprocess: how images become tensors, in place of what the bundle says.
 
+    Attributes:
+        preprocessing: how images become tensors, or None where nobody said.
+
     Raises:
         InvalidModelError, BundleError: the bundle cannot be used.
         BackendUnavailableError: the provider or backend cannot be used here.
@@ -64,7 +67,7 @@ class Explainer:
     ) -> None:
         self._session = open_session(embedded_bundle_path() if path is None else path, provider, threads)
         self._backend = get_backend(backend, threads)
-        self._preprocessing = _preprocessing(preprocess, self.manifest)
+        self.preprocessing = _preprocessing(preprocess, self.manifest)
 
     @property
     def manifest(self) -> Manifest:
@@ -110,8 +113,8 @@ class Explainer:
         """
         plan = make_plan(self.manifest, method, base_method, fusion, target_layers, order)
         inputs = _checked_tensor(inputs)
-        size = (int(inputs.shape[2]), int(inputs.shape[3])) if output_size is None else output_size
-        return self._explain(inputs, self.resolve_classes(class_indices, len(inputs)), plan, size)
+        size = (int(inputs.shape[2]), int(inputs.shape[3])) if output_size is None else _checked_size(output_size)
+        return self._explain(inputs, self.resolve_classes(class_indices, len(inputs)), plan, size, _Clock())
 
     def explain_images(
         self,
@@ -148,8 +151,10 @@ class Explainer:
             ImageError: an image cannot be read.
             InvalidInputError: the bundle does not say how images are preprocessed, or as in explain.
         """
-        if isinstance(output_size, str) and output_size not in ("original", "input"):
-            raise InvalidInputError(f"output_size is {output_size!r}.", "Give 'original', 'input' or (H, W).")
+        if output_size not in ("original", "input"):
+            output_size = _checked_size(output_size)
+        if batch_size < 1:
+            raise InvalidInputError(f"batch_size is {batch_size}.", "Give 1 or more.")
         plan = make_plan(self.manifest, method, base_method, fusion, target_layers, order)
         sources = _as_list(images)
         if top_k != 1:
@@ -182,21 +187,25 @@ class Explainer:
             return np.full(batch, PREDICTED, np.int64)
         if isinstance(classes, int | np.integer | str):
             return np.full(batch, self.manifest.class_index(classes), np.int64)
+        if not isinstance(classes, Iterable) or (isinstance(classes, np.ndarray) and classes.ndim != 1):
+            raise ClassIndexError(f"{classes!r} is no class, and no list of classes.", "Give indices, names or ranks.")
         return np.asarray([self.manifest.class_index(item) for item in classes], np.int64)
 
     def _ranks(self, class_indices: object, top_k: int) -> IntArray:
         if class_indices is not None:
             raise ClassIndexError("top_k and class_indices exclude each other.", "Give one of them.")
-        if not 1 <= top_k <= self.manifest.num_classes:
+        most = min(self.manifest.num_classes, MAX_RANK)
+        if not 1 <= top_k <= most:
             raise ClassIndexError(
-                f"top_k is {top_k}; the model has {self.manifest.num_classes} classes.", "Give 1 or more, up to that."
+                f"top_k is {top_k}; the model has {self.manifest.num_classes} classes.", f"Give a number in 1..{most}."
             )
         return -np.arange(1, top_k + 1, dtype=np.int64)
 
     def _explain(
-        self, inputs: FloatArray, class_indices: IntArray, plan: Plan, size: tuple[int, int]
+        self, inputs: FloatArray, class_indices: IntArray, plan: Plan, size: tuple[int, int], clock: _Clock
     ) -> list[Explanation]:
-        clock = _Clock()
+        with clock.stage("open"):
+            self._session.prepare(plan.layers)
         with clock.stage("inference"):
             outputs = self._session.run(inputs, class_indices, plan.layers)
         with clock.stage("kernels"):
@@ -206,7 +215,6 @@ class Explainer:
         logits = np.broadcast_to(outputs.logits, (len(chosen), outputs.logits.shape[1]))
         probabilities = _probabilities(logits, self.manifest)
         timings = clock.shared(len(inputs))
-        refined = plan.refines
         return [
             Explanation(
                 saliency_map=saliency[m],
@@ -216,8 +224,8 @@ class Explainer:
                 probability=float(probabilities[m, chosen[m]]),
                 logit=float(logits[m, chosen[m]]),
                 method=plan.method,
-                base_method=plan.base.name if refined else None,
-                fusion=plan.fusion if refined else None,
+                base_method=plan.base.name if plan.refines else None,
+                fusion=plan.fusion if plan.refines else None,
                 degenerate=tuple(name for name, bad in zip(plan.layers, degenerate[m], strict=True) if bad),
                 timings=timings,
             )
@@ -228,7 +236,7 @@ class Explainer:
         self, images: Sequence[ImageLike], class_indices: IntArray, plan: Plan, output_size: OutputSize
     ) -> list[Explanation]:
         """Explains one batch of images, or several classes of one image."""
-        if self._preprocessing is None:
+        if self.preprocessing is None:
             raise InvalidInputError(
                 "The bundle does not say how images become tensors.",
                 "Give preprocess= here or at export, e.g. 'imagenet', or pass tensors to explain().",
@@ -237,10 +245,10 @@ class Explainer:
         with clock.stage("decode"):
             decoded = [load_image(image) for image in images]
         with clock.stage("preprocess"):
-            tensors, affines = zip(*[self._preprocessing.apply(image) for image in decoded], strict=True)
+            tensors, affines = zip(*[self.preprocessing.apply(image) for image in decoded], strict=True)
             inputs = np.stack(tensors)
         size = output_size if isinstance(output_size, tuple) else (int(inputs.shape[2]), int(inputs.shape[3]))
-        explanations = self._explain(inputs, class_indices, plan, size)
+        explanations = self._explain(inputs, class_indices, plan, size, clock)
         if output_size == "original":
             with clock.stage("warp"):
                 explanations = [
@@ -249,8 +257,8 @@ class Explainer:
                         explanations, _image_numbers(len(decoded), len(explanations)), strict=True
                     )
                 ]
-        shared = clock.shared(len(images))
-        return [replace(item, timings={**shared, **item.timings}) for item in explanations]
+        timings = clock.shared(len(images))
+        return [replace(item, timings=timings) for item in explanations]
 
     def _in_original_pixels(self, explanation: Explanation, affine: FloatArray, size: tuple[int, int]) -> Explanation:
         """The explanation with its map warped to an image of ``size`` (width, height)."""
@@ -275,11 +283,23 @@ class _Clock:
         return {name: seconds / count for name, seconds in self._seconds.items()}
 
 
-def _as_list(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
+def _as_list(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
     """One image as a list of one."""
     if isinstance(images, str | bytes | os.PathLike | np.ndarray | Image.Image):
         return [images]
+    if not isinstance(images, Iterable):
+        raise ImageError(f"Images are {type(images).__name__}.", "Give paths, bytes, PIL images or uint8 arrays.")
     return list(images)
+
+
+def _checked_size(size: object) -> tuple[int, int]:
+    """``size`` if it is an (H, W) that a saliency map can have."""
+    sides = tuple(size) if isinstance(size, tuple | list) else ()
+    if len(sides) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in sides):
+        raise InvalidInputError(f"output_size is {size!r}.", "Give (H, W); for images also 'original' or 'input'.")
+    if int(sides[0]) * int(sides[1]) > DEFAULT_MAX_PIXELS:
+        raise InvalidInputError(f"output_size is {size!r}.", f"At most {DEFAULT_MAX_PIXELS} pixels are allowed.")
+    return int(sides[0]), int(sides[1])
 
 
 def _image_numbers(images: int, explanations: int) -> Sequence[int]:
@@ -292,6 +312,8 @@ def _checked_tensor(inputs: AnyArray) -> FloatArray:
     if not isinstance(inputs, np.ndarray) or inputs.dtype != np.float32:
         kind = getattr(inputs, "dtype", type(inputs).__name__)
         raise InvalidInputError(f"Inputs are {kind}, not a float32 array.", "Convert them with .astype(np.float32).")
+    if inputs.ndim != 4:
+        raise InvalidInputError(f"Inputs have the shape {inputs.shape}.", "Give (N, C, H, W); add the batch axis.")
     if not np.isfinite(inputs).all():
         bad = np.argwhere(~np.isfinite(inputs))[0].tolist()
         raise InvalidInputError(f"Inputs hold {inputs[tuple(bad)]} at {bad}.", "Check the preprocessing.")

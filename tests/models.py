@@ -23,12 +23,16 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from tests.conditioning import condition
+
 Exporter = Literal["torchscript", "dynamo"]
 EXPORTERS: tuple[Exporter, ...] = ("torchscript", "dynamo")
 
 # Target layers as torch module paths, coarse to fine. DenseNet: its forward ends in a functional in-place ReLU that
-# overwrites the output of features.norm5, so its stage ends are the dense blocks. The VGG entries are the ReLUs in
-# front of the four last MaxPools.
+# overwrites the output of features.norm5, so its coarsest is the dense block before. The VGG entries are the ReLUs in
+# front of the four last MaxPools. ConvNeXt: a stage end feeds nothing but a LayerNorm at each position, which does not
+# change when its input is scaled, so sum_c G_c A_c is zero there at every position and HiResCAM's map is rounding noise
+# in any implementation; the entries are the blocks before the last.
 TARGET_LAYERS: dict[str, tuple[str, ...]] = {
     "resnet18": ("layer4", "layer3", "layer2", "layer1"),
     "resnet50": ("layer4", "layer3", "layer2", "layer1"),
@@ -39,12 +43,12 @@ TARGET_LAYERS: dict[str, tuple[str, ...]] = {
     "efficientnet_b0": ("features.8", "features.5", "features.3", "features.2"),
     "densenet121": (
         "features.denseblock4",
-        "features.denseblock3",
-        "features.denseblock2",
-        "features.denseblock1",
+        "features.transition3.relu",
+        "features.transition2.relu",
+        "features.transition1.relu",
     ),
     "squeezenet1_1": ("features.12", "features.7", "features.4"),
-    "convnext_tiny": ("features.7", "features.5", "features.3", "features.1"),
+    "convnext_tiny": ("features.7.1", "features.5.7", "features.3.1", "features.1.1"),
 }
 ARCHITECTURES = tuple(TARGET_LAYERS)
 
@@ -106,7 +110,13 @@ class TestModel:
     target_layers: tuple[str, ...]
 
 
-def make_model(name: str, seed: int = 0, size: int = 224, num_classes: int = 1000) -> TestModel:
+def make_model(
+    name: str,
+    seed: int = 0,
+    size: int = 224,
+    num_classes: int = 1000,
+    images: npt.NDArray[np.float32] | None = None,
+) -> TestModel:
     """A test model with random weights, the same for the same arguments.
 
     VGG's classifier is the full one (4096 units on a 7x7 grid) at size 224; at any other size its adaptive pooling
@@ -117,6 +127,7 @@ def make_model(name: str, seed: int = 0, size: int = 224, num_classes: int = 100
         seed: of every random number.
         size: height and width of the inputs.
         num_classes: K.
+        images: (N, 3, size, size) for which the model is made well-conditioned, see tests.conditioning.
     """
     models = import_torchvision().models
     generator = torch.Generator().manual_seed(seed)
@@ -131,7 +142,10 @@ def make_model(name: str, seed: int = 0, size: int = 224, num_classes: int = 100
     for layer in module.modules():
         if getattr(layer, "inplace", False):
             layer.inplace = False
-    return TestModel(name, module.eval(), size, TARGET_LAYERS[name])
+    module.eval()
+    if images is not None:
+        condition(module, TARGET_LAYERS[name], images)
+    return TestModel(name, module, size, TARGET_LAYERS[name])
 
 
 def make_inputs(count: int, size: int, seed: int) -> npt.NDArray[np.float32]:
@@ -175,7 +189,9 @@ def _calibrate(module: nn.Module, samples: torch.Tensor, generator: torch.Genera
     ones, moved at random; the logits get a standard deviation of 2.
     """
 
-    def scale_to_unit_variance(layer: nn.Module, _inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    def scale_to_unit_variance(
+        layer: nn.Module, _inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> torch.Tensor:
         output = output - _bias(layer)
         scale = 1.0 / output.std()
         layer.weight.mul_(scale)

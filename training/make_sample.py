@@ -12,7 +12,7 @@ from PIL import Image
 
 from camrt.datasets.synthetic_shapes import SyntheticShapes
 
-ITEM = 0
+ITEM = 60
 SIDE = 320
 HEIGHT = 240
 

@@ -236,7 +236,9 @@ def export(network: ShapesNet, path: Path) -> None:
 
 def measure(model_file: Path, count: int) -> dict[str, object]:
     """Accuracy of the exported file on the first ``count`` test items: all, per size range and per class."""
-    session = onnxruntime.InferenceSession(str(model_file), providers=["CPUExecutionProvider"])
+    one_thread = onnxruntime.SessionOptions()
+    one_thread.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(model_file), one_thread, providers=["CPUExecutionProvider"])
     data = SyntheticShapes("test", count)
     groups: dict[str, list[bool]] = {name: [] for name in ("all", *SIZE_RANGES, *CLASS_NAMES)}
     confusion = np.zeros((len(CLASS_NAMES), len(CLASS_NAMES)), dtype=np.int64)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from camrt.cli._console import JsonOption, print_json, print_table
+from camrt.cli._console import JsonOption, console, print_json, print_table
 
 _VERDICTS = {True: "passed", False: "FAILED", None: "not checked"}
 
@@ -25,7 +25,8 @@ def check(
     """Check BUNDLE: original outputs unchanged, gradients true, explanations not constant. Exit code 1 if not."""
     from camrt.evaluation import check_bundle
 
-    report = check_bundle(bundle, against=against, provider=provider, samples=samples, seed=seed)
+    with console(stderr=True).status(f"checking {bundle}"):
+        report = check_bundle(bundle, against=against, provider=provider, samples=samples, seed=seed)
     if as_json:
         print_json(report.to_dict())
     else:

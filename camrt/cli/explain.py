@@ -16,7 +16,6 @@ from camrt.errors import CamrtError, ImageError, InvalidInputError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from camrt.bundle import Manifest
     from camrt.explainer import Explainer
     from camrt.explanation import Explanation
     from camrt.preprocess import Preprocessing
@@ -103,7 +102,7 @@ def explain(
         layers=parse_names(layers) if layers and "," in layers else layers,
         classes=classes or [],
         top_k=top_k,
-        view=_view(explainer.manifest, preprocess) if output_size == "input" else None,
+        view=explainer.preprocessing if output_size == "input" else None,
         colormap=colormap,
         opacity=opacity,
     )
@@ -142,15 +141,6 @@ def _images_at(path: Path) -> Iterator[Path]:
     if not images:
         raise ImageError(f"The folder {path} has no image.", f"Images end in {', '.join(IMAGE_SUFFIXES)}.")
     yield from images
-
-
-def _view(manifest: Manifest, preset: str | None) -> Preprocessing | None:
-    """The preprocessing in use, which says what the model sees of an image."""
-    from camrt.preprocess import Preprocessing
-
-    if preset is not None:
-        return Preprocessing.preset(preset, manifest.input_shape[1:])
-    return None if manifest.preprocessing is None else Preprocessing.from_dict(manifest.preprocessing)
 
 
 def _make_folder(path: Path) -> None:

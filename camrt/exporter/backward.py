@@ -10,6 +10,7 @@ from camrt.errors import UnsupportedOpError
 from camrt.exporter.graph_walk import path_nodes, values_between
 from camrt.exporter.op_builder import OpBuilder
 from camrt.exporter.vjp import MULTI_OUTPUT_RULES, VJP_RULES, has_rule
+from camrt.exporter.vjp.registry import unsupported
 
 
 def append_backward(
@@ -38,24 +39,32 @@ def append_backward(
     op.wanted = between
     gradients: dict[ir.Value, ir.Value] = {logits: logits_cotangent}
     for node in reversed(nodes):
+        op.dtype = node.outputs[0].dtype or op.dtype
         try:
             contributions = _apply_rule(op, node, [gradients.get(output) for output in node.outputs])
         except UnsupportedOpError as error:
             raise _unsupported(graph, node, logits, targets, error.reason) from error
         for value, gradient in zip(node.inputs, contributions, strict=True):
-            if value is None or gradient is None or value not in between:
+            if value is None or value not in between:
                 continue
+            if gradient is None:
+                raise _unsupported(graph, node, logits, targets, f"its input {value.name!r} depends on the image")
             gradients[value] = op("Add", gradients[value], gradient) if value in gradients else gradient
     return {name: gradients[value] for name, value in targets.items()}
 
 
 def _apply_rule(op: OpBuilder, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> Sequence[ir.Value | None]:
-    """The gradients of a node's inputs; a rule may leave out trailing inputs."""
+    """The gradients of a node's inputs; a rule may leave out trailing inputs.
+
+    Raises:
+        UnsupportedOpError: the rule refuses the node, or an output that the rule does not cover is on the path.
+    """
     if node.op_type in MULTI_OUTPUT_RULES:
         found = MULTI_OUTPUT_RULES[node.op_type](op, node, cotangents)
     else:
         cotangent = cotangents[0]
-        assert cotangent is not None, f"{node.name} is on a path, so its output has a cotangent"
+        if cotangent is None or any(other is not None for other in cotangents[1:]):
+            raise unsupported(node, "an output other than its first is used")
         found = VJP_RULES[node.op_type](op, node, cotangent)
     return [*found, *[None] * (len(node.inputs) - len(found))]
 

@@ -5,20 +5,34 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import onnx_ir as ir
+from onnx_ir.traversal import RecursiveGraphIterator
 
 from camrt.exporter.shapes import is_float
+
+
+def consumed_values(node: ir.Node) -> tuple[ir.Value, ...]:
+    """What ``node`` reads: its inputs, and what the graphs inside it (branches, loop bodies) take from outside."""
+    inner = [attribute for attribute in node.attributes.values() if attribute.type == ir.AttributeType.GRAPH]
+    captured = (
+        value
+        for attribute in inner
+        for item in RecursiveGraphIterator(attribute.as_graph())
+        for value in item.inputs
+        if value is not None and value.graph is node.graph
+    )
+    return (*(value for value in node.inputs if value is not None), *(captured if inner else ()))
 
 
 def values_between(graph: ir.Graph, starts: Iterable[ir.Value], end: ir.Value) -> frozenset[ir.Value]:
     """Floating-point values that depend on a value of ``starts`` and that ``end`` depends on, both ends included."""
     downstream = set(starts)
     for node in graph:
-        if any(value in downstream for value in node.inputs):
+        if any(value in downstream for value in consumed_values(node)):
             downstream.update(output for output in node.outputs if is_float(output))
     upstream = {end}
     for node in reversed(graph):
         if any(output in upstream for output in node.outputs):
-            upstream.update(value for value in node.inputs if value is not None and is_float(value))
+            upstream.update(value for value in consumed_values(node) if is_float(value))
     return frozenset(downstream & upstream)
 
 
@@ -27,7 +41,8 @@ def path_nodes(graph: ir.Graph, between: frozenset[ir.Value]) -> list[ir.Node]:
     return [
         node
         for node in graph
-        if any(output in between for output in node.outputs) and any(value in between for value in node.inputs)
+        if any(output in between for output in node.outputs)
+        and any(value in between for value in consumed_values(node))
     ]
 
 
@@ -41,7 +56,7 @@ def cut_values(graph: ir.Graph, start: ir.Value, end: ir.Value) -> list[ir.Value
     nodes = path_nodes(graph, between)
     last_use: dict[ir.Value, int] = {end: len(nodes)}
     for index, node in enumerate(nodes):
-        last_use.update((value, index) for value in node.inputs if value in between and value is not end)
+        last_use.update((value, index) for value in consumed_values(node) if value in between and value is not end)
     alive = {start}
     cuts = []
     for index, node in enumerate(nodes):

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
-from camrt.bundle import Head
+from camrt.bundle import MAX_RANK, Head
 from camrt.errors import UnsupportedModelError
 from camrt.exporter.op_builder import OpBuilder
 from camrt.exporter.shapes import is_float, is_known, nominal_shape
+from camrt.exporter.vjp.registry import int_attribute
 
 CLASS_INDEX = "class_index"
 CLASS_INDEX_OUT = "class_index_out"
-_MAX_TOP_K = 3839  # TensorRT takes TopK up to this k
 _HEADS: dict[str, Head] = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
+_COLOURS = (1, 3, 4)
 _PASS_THROUGH = frozenset({"Identity", "Flatten", "Reshape", "Squeeze", "Cast", "Dropout"})
 
 
@@ -23,7 +25,7 @@ class ClassifierHead:
     """Where the logits are.
 
     Attributes:
-        logits: (N, K), before softmax.
+        logits: (N, K), before softmax; (N, K, 1, 1) where the source flattens after its softmax.
         output: the graph output that holds the logits or what the head made of them.
         kind: what the graph ends in.
     """
@@ -47,12 +49,22 @@ def find_image_input(graph: ir.Graph) -> ir.Value:
     inputs = [value for value in graph.inputs if value.name not in graph.initializers]
     images = [value for value in inputs if is_float(value) and value.shape is not None and len(value.shape) == 4]
     if len(images) == 1 and len(inputs) == 1:
+        _refuse_channels_last(images[0])
         return images[0]
     described = ", ".join(f"{value.name} {value.dtype}{value.shape}" for value in inputs) or "none"
     raise UnsupportedModelError(
         f"The model needs exactly one input, a float image (N, C, H, W); it has: {described}.",
         "Export the classifier alone, without other inputs and without preprocessing of encoded images.",
     )
+
+
+def _refuse_channels_last(image: ir.Value) -> None:
+    assert image.shape is not None
+    if image.shape[3] in _COLOURS and image.shape[1] not in _COLOURS:
+        raise UnsupportedModelError(
+            f"The input {image.name!r} of shape {image.shape} has its channels last; camrt takes (N, C, H, W).",
+            "Convert the model with channels first, e.g. tf2onnx --inputs-as-nchw.",
+        )
 
 
 def find_head(graph: ir.Graph, output_name: str | None = None) -> ClassifierHead:
@@ -82,34 +94,54 @@ def _strip_head(output: ir.Value) -> tuple[ir.Value, Head]:
     value = output
     while (node := value.producer()) is not None and node.op_type in _PASS_THROUGH | _HEADS.keys():
         source = node.inputs[0]
-        if source is None or not is_float(source) or not is_known(source) or source.dtype != output.dtype:
+        if source is None or not is_float(source) or not is_known(source):
             break
         if node.op_type in _HEADS:
-            same = nominal_shape(source) == nominal_shape(output)
-            return (source, _HEADS[node.op_type]) if same else (output, "logits")
+            return (source, _HEADS[node.op_type]) if _is_class_axis(node, source, output) else (output, "logits")
         value = source
     return output, "logits"
 
 
-def append_class_selection(op: OpBuilder, head: ClassifierHead) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Appends the choice of the explained classes.
+def _is_class_axis(node: ir.Node, source: ir.Value, output: ir.Value) -> bool:
+    """Whether a head works on (N, K) or (N, K, 1, ...), and normalises over K."""
+    shape = nominal_shape(source)
+    over_classes = node.op_type == "Sigmoid" or int_attribute(node, "axis", -1) % len(shape) == 1
+    return len(shape) >= 2 and over_classes and shape[:2] == nominal_shape(output) and set(shape[2:]) <= {1}
+
+
+def flat_logits(op: OpBuilder, head: ClassifierHead) -> ir.Value:
+    """The logits as (N, K)."""
+    if len(nominal_shape(head.logits)) == 2:
+        return head.logits
+    assert head.logits.shape is not None
+    flat = op("Flatten", head.logits, axis=1)
+    flat.type, flat.shape = head.logits.type, ir.Shape([head.logits.shape[0], head.num_classes])
+    return flat
+
+
+def append_class_selection(op: OpBuilder, logits: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Appends the choice of the explained classes, given the logits (N, K).
 
     Returns:
         class_index (M) int64, a new graph input: a class, or -r for the class of that image's r-th highest logit;
         class_index_out (M), with ranks resolved;
         logits_cotangent (M, K), one at the explained class and zero elsewhere.
     """
-    classes = head.num_classes
+    classes = nominal_shape(logits)[1]
+    ranks = min(classes, MAX_RANK)
     class_index = ir.Value(name=CLASS_INDEX, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["M"]))
     op.graph.inputs.append(class_index)
-    ranked = _top_classes(op, head.logits, min(classes, _MAX_TOP_K))
+    ranked = _top_classes(op, logits, ranks)
     column = op("Unsqueeze", class_index, op.ints([1]))
-    rank = op("Clip", op("Sub", op("Neg", column), op.ints([1])), op.constant_int(0), op.constant_int(classes - 1))
+    rank = op("Clip", op("Sub", op("Neg", column), op.ints([1])), op.constant_int(0), op.constant_int(ranks - 1))
     repeated = op("Expand", ranked, op("Concat", op("Shape", class_index), op.ints([1]), axis=0))
     by_rank = op("Squeeze", op("GatherElements", repeated, rank, axis=1), op.ints([1]))
     resolved = op("Where", op("Less", class_index, op.constant_int(0)), by_rank, class_index)
-    resolved.name = CLASS_INDEX_OUT
-    one_hot = op("OneHot", resolved, op.constant_int(classes), op.floats([0.0, 1.0]), axis=-1)
+    resolved.name, resolved.type, resolved.shape = CLASS_INDEX_OUT, class_index.type, ir.Shape(["M"])
+    ends = op.constant(np.asarray([0.0, 1.0], np.float32))
+    one_hot = op("OneHot", resolved, op.constant_int(classes), ends, axis=-1)
+    if op.dtype != ir.DataType.FLOAT:
+        one_hot = op("Cast", one_hot, to=int(op.dtype))
     return class_index, resolved, one_hot
 
 

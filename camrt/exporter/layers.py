@@ -101,6 +101,8 @@ class LayerFinder:
             chosen = {self._name(value): value for value in picked}
         else:
             wanted = [target_layers] if isinstance(target_layers, str) else list(target_layers)
+            if not wanted:
+                raise LayerNotFoundError("target_layers is empty.", f"Candidates: {self._candidate_names()}.")
             chosen = dict(pair for name in wanted for pair in self._resolve(name))
         for name, value in chosen.items():
             self._check(name, value)
@@ -184,10 +186,13 @@ class LayerFinder:
         by_node = {node.name: node.outputs[0] for node in self._nodes}
         if name in by_node:
             return [(name, by_node[name])]
-        known = {self._name(value): value for value in self._stage_values()}
-        matches = [(key, known[key]) for key in known if fnmatch.fnmatchcase(key, name)]
-        if matches:
-            return matches
+        stage_values = self._stage_values()
+        known = {self._name(value): value for value in stage_values}
+        paths = {path: value for path, value in self._modules.items() if value in stage_values}
+        for names in (known, paths):
+            matches = [(key, value) for key, value in names.items() if fnmatch.fnmatchcase(key, name)]
+            if matches:
+                return matches
         close = difflib.get_close_matches(name, [*known, *self._modules], n=3)
         hint = f"Did you mean {' or '.join(close)}? " if close else ""
         raise LayerNotFoundError(f"No layer matches {name!r}.", f"{hint}Candidates: {self._candidate_names()}.")

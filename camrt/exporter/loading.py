@@ -23,7 +23,7 @@ def load_model(path: Path) -> ir.Model:
         UnsupportedModelError: an opset that cannot be converted.
     """
     try:
-        proto = onnx.load(path)
+        proto = onnx.load(path, format="protobuf")
     except OSError as error:
         raise InvalidModelError(f"Cannot read {path}: {error}.", "Check the path.") from error
     except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
@@ -33,9 +33,37 @@ def load_model(path: Path) -> ir.Model:
     if not proto.graph.node or not proto.opset_import:
         raise InvalidModelError(f"{path} holds no ONNX graph.", "Check that it is an .onnx file and complete.")
     try:
+        _check_names(proto.graph)
+        _check_references(proto.graph)
+        for tensor in proto.graph.initializer:
+            onnx.numpy_helper.to_array(tensor)
         return ir.from_proto(_converted(proto, path))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, ir.serde.SerdeError) as error:
         raise InvalidModelError(f"The graph in {path} is inconsistent: {error}.", "Export the model again.") from error
+
+
+def _check_names(graph: onnx.GraphProto) -> None:
+    """ValueError where a name is not UTF-8: protobuf hands out such a name as bytes."""
+    values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    names = [item.name for item in (*values, *graph.node)]
+    for node in graph.node:
+        names += [node.op_type, node.domain, *node.input, *node.output, *(item.name for item in node.attribute)]
+    damaged = next((name for name in names if not isinstance(name, str)), None)
+    if damaged is not None:
+        raise ValueError(f"the name {damaged!r} is not UTF-8")
+
+
+def _check_references(graph: onnx.GraphProto) -> None:
+    """ValueError where a node reads, or the graph returns, what nothing makes, or where an attribute has no type."""
+    known = {item.name for item in (*graph.input, *graph.initializer, *graph.sparse_initializer)} | {""}
+    known.update(output for node in graph.node for output in node.output)
+    read = [name for node in graph.node for name in node.input] + [value.name for value in graph.output]
+    missing = next((name for name in read if name not in known), None)
+    if missing is not None:
+        raise ValueError(f"nothing makes the value {missing!r}")
+    for node in graph.node:
+        if any(attribute.type == onnx.AttributeProto.UNDEFINED for attribute in node.attribute):
+            raise ValueError(f"an attribute of node {node.name!r} has no type")
 
 
 def digest(path: Path) -> str:

@@ -94,16 +94,23 @@ def conv_input_gradient(
 def interleave(
     op: OpBuilder, phases: list[ir.Value], strides: tuple[int, int], shape: tuple[int, int, int]
 ) -> ir.Value:
-    """Phases (M, C, q, r), row by row, to (M, C, q * strides[0], r * strides[1]); ``shape`` is (C, q, r)."""
-    if len(phases) == 1:
-        return phases[0]
-    stacked = op("Concat", *phases, axis=1)
-    if strides[0] == strides[1]:
-        return op("DepthToSpace", stacked, blocksize=strides[0], mode="DCR")
+    """Phases (M, C, q, r), row by row, to (M, C, q * strides[0], r * strides[1]); ``shape`` is (C, q, r).
+
+    Two Concats over new axes: on a CPU this takes half the time of DepthToSpace.
+    """
     channels, rows, columns = shape
-    split = op("Reshape", stacked, op.ints([-1, *strides, channels, rows, columns]))
-    turned = op("Transpose", split, perm=[0, 3, 4, 1, 5, 2])
-    return op("Reshape", turned, op.ints([-1, channels, rows * strides[0], columns * strides[1]]))
+    wide = columns * strides[1]
+    bands = []
+    for start in range(0, len(phases), strides[1]):
+        band = phases[start]
+        if strides[1] > 1:
+            parts = [op("Unsqueeze", part, op.ints([4])) for part in phases[start : start + strides[1]]]
+            band = op("Concat", *parts, axis=4)
+        bands.append(op("Reshape", band, op.ints([-1, channels, rows, 1, wide])) if strides[0] > 1 else band)
+    whole = op("Concat", *bands, axis=3) if len(bands) > 1 else bands[0]
+    if len(phases) == 1:
+        return whole
+    return op("Reshape", whole, op.ints([-1, channels, rows * strides[0], wide]))
 
 
 def fit(
@@ -186,17 +193,21 @@ def _phased(
         )
 
     taps = [_flipped_taps(op, swapped, pair, strides) if pair[0].taps and pair[1].taps else None for pair in pairs]
-    if group == 1 and strides[0] == strides[1] and _alike(pairs):
+    if group == 1 and _alike(pairs):
         stacked = convolve(pairs[0], op("Concat", *taps, axis=0))
-        return fit(op, op("DepthToSpace", stacked, blocksize=strides[0], mode="DCR"), (0, 0), whole, size)
-    maps = [None if tap is None else convolve(pair, tap) for pair, tap in zip(pairs, taps, strict=True)]
+        maps: list[ir.Value | None] = [_channels(op, stacked, index * c_in, c_in) for index in range(len(pairs))]
+    else:
+        maps = [None if tap is None else convolve(pair, tap) for pair, tap in zip(pairs, taps, strict=True)]
     filled = [value for value in maps if value is not None]
     if len(filled) == 1 and maps[0] is not None:
-        return fit(op, _zero_interleave(op, filled[0], c_in, lengths, strides), (0, 0), whole, size)
-    batch = op("Shape", cotangent, start=0, end=1)
-    zeros_shape = op("Concat", batch, op.ints([c_in, *lengths]), axis=0)
-    complete = [op("Expand", op.scalar(0.0), zeros_shape) if value is None else value for value in maps]
+        return fit(op, _zero_interleave(op, filled[0], lengths, strides), (0, 0), whole, size)
+    zeros = op("Mul", filled[0], op.scalar(0.0)) if len(filled) < len(maps) else None
+    complete = [item for value in maps if (item := zeros if value is None else value) is not None]
     return fit(op, interleave(op, complete, strides, (c_in, *lengths)), (0, 0), whole, size)
+
+
+def _channels(op: OpBuilder, value: ir.Value, start: int, count: int) -> ir.Value:
+    return op("Slice", value, op.ints([start]), op.ints([start + count]), op.ints([1]))
 
 
 def _alike(pairs: list[tuple[_Phase, _Phase]]) -> bool:
@@ -205,13 +216,18 @@ def _alike(pairs: list[tuple[_Phase, _Phase]]) -> bool:
     return len(forms) == 1 and pairs[0][0].taps > 0 and pairs[0][1].taps > 0
 
 
-def _zero_interleave(
-    op: OpBuilder, value: ir.Value, channels: int, lengths: tuple[int, int], strides: tuple[int, int]
-) -> ir.Value:
-    """``value`` at every stride-th row and column, zeros between."""
-    spread = op("Reshape", value, op.ints([-1, channels, lengths[0], 1, lengths[1], 1]))
-    padded = op("Pad", spread, op.ints([0] * 9 + [strides[0] - 1, 0, strides[1] - 1]), op.scalar(0.0))
-    return op("Reshape", padded, op.ints([-1, channels, lengths[0] * strides[0], lengths[1] * strides[1]]))
+def _zero_interleave(op: OpBuilder, value: ir.Value, lengths: tuple[int, int], strides: tuple[int, int]) -> ir.Value:
+    """``value`` at every stride-th row and column, zeros between: enlarged, then masked."""
+    mask = np.zeros((1, 1, lengths[0] * strides[0], lengths[1] * strides[1]), op.dtype.numpy())
+    mask[:, :, :: strides[0], :: strides[1]] = 1
+    return op("Mul", enlarge(op, value, strides), op.constant(mask))
+
+
+def enlarge(op: OpBuilder, value: ir.Value, factors: tuple[int, int]) -> ir.Value:
+    """Every row and column repeated."""
+    scales = op.constant(np.asarray([1, 1, *factors], np.float32))
+    nearest = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    return op("Resize", value, None, scales, **nearest)
 
 
 def _transposed(op: OpBuilder, cotangent: ir.Value, weight: ir.Value, axes: tuple[Axis, Axis], group: int) -> ir.Value:

@@ -73,6 +73,10 @@ class OpBuilder:
             self._constants[key] = add_constant(self.graph, array, name)
         return self._constants[key]
 
+    def cast(self, value: ir.Value) -> ir.Value:
+        """``value``, a condition say, as the model's element type."""
+        return self("Cast", value, to=int(self.dtype))
+
     def reshape_like(self, cotangent: ir.Value, value: ir.Value) -> ir.Value:
         """Gives ``cotangent`` the shape of ``value`` except the first axis, which is inferred (it may be M, not N)."""
         return self("Reshape", cotangent, self.ints([-1, *nominal_shape(value)[1:]]))

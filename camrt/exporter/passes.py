@@ -16,11 +16,12 @@ from onnx_ir.passes.common import (
 )
 
 from camrt.errors import InvalidInputError, UnsupportedModelError
-from camrt.exporter.head import find_image_input
-from camrt.exporter.op_builder import add_constant
+from camrt.exporter.head import CLASS_INDEX, CLASS_INDEX_OUT, find_image_input
+from camrt.exporter.op_builder import PREFIX, add_constant
 from camrt.exporter.strided_views import RemoveStridedViewPass
 
 DEFAULT_IMAGE_SIZE = (224, 224)
+_RESERVED_PREFIXES = (f"{PREFIX}/", "activations/", "gradients/")
 
 
 def normalize(model: ir.Model, image_size: tuple[int, int] | None) -> None:
@@ -32,6 +33,7 @@ def normalize(model: ir.Model, image_size: tuple[int, int] | None) -> None:
     """
     for step in (
         InlinePass(),
+        FreeNamesPass(),
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         RemoveInitializersFromInputsPass(),
         RemoveDropoutPass(),
@@ -45,6 +47,35 @@ def normalize(model: ir.Model, image_size: tuple[int, int] | None) -> None:
         RemoveUnusedNodesPass(),
     ):
         step(model)
+
+
+class FreeNamesPass(InPlacePass):
+    """Frees the names that the bundle gives to its own values.
+
+    1. An input or output of the graph with such a name is refused: its name is the model's interface.
+    2. Any other value with such a name is renamed.
+    """
+
+    def requires(self, model: ir.Model) -> None:
+        """Case 1."""
+        for value in (*model.graph.inputs, *model.graph.outputs):
+            if _is_reserved(value):
+                raise UnsupportedModelError(
+                    f"The model has an input or output called {value.name!r}, a name that the bundle needs.",
+                    "Rename it in the source model.",
+                )
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Runs the pass."""
+        produced = (output for node in model.graph for output in node.outputs)
+        taken = [value for value in (*produced, *model.graph.initializers.values()) if _is_reserved(value)]
+        for number, value in enumerate(taken):
+            value.name = f"source/{number}/{value.name}"
+        return PassResult(model, bool(taken))
+
+
+def _is_reserved(value: ir.Value) -> bool:
+    return value.name in (CLASS_INDEX, CLASS_INDEX_OUT) or (value.name or "").startswith(_RESERVED_PREFIXES)
 
 
 class RemoveDropoutPass(InPlacePass):

@@ -24,6 +24,7 @@ from camrt.exporter.head import (
     append_class_selection,
     find_head,
     find_image_input,
+    flat_logits,
 )
 from camrt.exporter.layers import LayerCandidate, LayerFinder
 from camrt.exporter.loading import digest, load_model
@@ -66,20 +67,20 @@ def export(
         InvalidInputError: arguments that contradict each other or the model.
     """
     source, destination = Path(model_path), Path(bundle_path)
-    preprocessing = _preprocessing(preprocess, image_size)
-    if image_size is None and preprocessing is not None:
-        image_size = preprocessing.size
-    prepared = _prepare(source, image_size, logits)
+    prepared = _prepare(source, _nominal_size(preprocess, image_size), logits)
+    input_shape = _three(nominal_shape(prepared.image)[1:])
+    preprocessing = _preprocessing(preprocess, input_shape)
+    _check_class_names(class_names, prepared.head.num_classes)
     layers = prepared.finder.select(target_layers)
     outputs = tuple(value.name or "" for value in prepared.model.graph.outputs)
-    described = _append_outputs(prepared, layers)
+    logits_name, described = _append_outputs(prepared, layers)
     manifest = Manifest(
         camrt_version=version("camrt"),
         source_name=source.name,
         source_sha256=digest(source),
         input_name=prepared.image.name or "",
-        input_shape=_three(nominal_shape(prepared.image)[1:]),
-        logits=prepared.head.logits.name or "",
+        input_shape=input_shape,
+        logits=logits_name,
         head=prepared.head.kind,
         probabilities=None if prepared.head.kind == "logits" else prepared.head.output.name,
         num_classes=prepared.head.num_classes,
@@ -128,33 +129,38 @@ def _prepare(source: Path, image_size: tuple[int, int] | None, logits: str | Non
     return _Prepared(model, image, head, LayerFinder(model.graph, image, head.logits))
 
 
-def _append_outputs(prepared: _Prepared, layers: Mapping[str, ir.Value]) -> tuple[TargetLayer, ...]:
-    """Appends class selection, backward part and the new graph outputs."""
+def _append_outputs(prepared: _Prepared, layers: Mapping[str, ir.Value]) -> tuple[str, tuple[TargetLayer, ...]]:
+    """Appends class selection, backward part and the new graph outputs; the name of the logits, and the layers."""
     graph, head, dtype = prepared.model.graph, prepared.head, prepared.head.logits.dtype
     assert dtype is not None
     op = OpBuilder(graph, dtype)
-    _, class_index_out, cotangent = append_class_selection(op, head)
-    gradients = append_backward(op, head.logits, cotangent, layers)
-    if head.logits not in graph.outputs:
-        graph.outputs.append(head.logits)
+    logits = flat_logits(op, head)
+    _, class_index_out, cotangent = append_class_selection(op, logits)
+    gradients = append_backward(op, logits, cotangent, layers)
+    if logits not in graph.outputs:
+        graph.outputs.append(logits)
     graph.outputs.append(class_index_out)
     described = []
+    source_names = {name: value.name or "" for name, value in layers.items()}
     for name, value in layers.items():
         layout = prepared.finder.layout(value)
-        pair, source_value = [], value.name or ""
+        pair = []
         for kind, item, batch in (("activations", value, "N"), ("gradients", gradients[name], "M")):
             upright = item if layout == "NCHW" else op("Transpose", item, perm=_TO_NCHW)
+            upright.type = value.type
             pair.append(_named_output(op, upright, f"{kind}/{name}", batch, _upright_shape(value, layout)))
-        described.append(TargetLayer(name, source_value, _upright_shape(value, layout), layout, pair[0], pair[1]))
+        described.append(TargetLayer(name, source_names[name], _upright_shape(value, layout), layout, *pair))
     RemoveUnusedNodesPass()(prepared.model)
-    return tuple(described)
+    return logits.name or "", tuple(described)
 
 
 def _named_output(op: OpBuilder, value: ir.Value, name: str, batch: str, shape: tuple[int, int, int]) -> str:
     """Makes ``value`` a graph output called ``name``; a value that is an output already gets a second name."""
     if value in op.graph.outputs:
-        value = op.identity(value)
-    value.name, value.type, value.shape = name, ir.TensorType(op.dtype), ir.Shape([batch, *shape])
+        copy = op.identity(value)
+        copy.type = value.type
+        value = copy
+    value.name, value.shape = name, ir.Shape([batch, *shape])
     op.graph.outputs.append(value)
     return name
 
@@ -169,26 +175,59 @@ def _three(numbers: Sequence[int]) -> tuple[int, int, int]:
     return numbers[0], numbers[1], numbers[2]
 
 
+def _nominal_size(
+    preprocess: str | Preprocessing | Mapping[str, Any] | None, image_size: tuple[int, int] | None
+) -> tuple[int, int] | None:
+    """The (H, W) that the caller asks for; a preset's name asks for none."""
+    if image_size is not None and not all(isinstance(side, int) and side > 0 for side in image_size):
+        raise InvalidInputError(f"image_size is {image_size}.", "Give (H, W), two positive integers.")
+    if preprocess is None or isinstance(preprocess, str):
+        return image_size
+    size = (preprocess if isinstance(preprocess, Preprocessing) else Preprocessing.from_dict(preprocess)).size
+    if image_size not in (None, size):
+        raise InvalidInputError(
+            f"image_size is {image_size}, but the preprocessing makes images of {size}.", "Leave image_size out."
+        )
+    return size
+
+
 def _preprocessing(
-    given: str | Preprocessing | Mapping[str, Any] | None, image_size: tuple[int, int] | None
+    given: str | Preprocessing | Mapping[str, Any] | None, input_shape: tuple[int, int, int]
 ) -> Preprocessing | None:
     """The Preprocessing that was asked for in one of its three forms."""
-    if given is None or isinstance(given, Preprocessing):
-        return given
+    if given is None:
+        return None
+    if input_shape[0] != 3:
+        raise InvalidInputError(
+            f"The model takes images of {input_shape[0]} channels; preprocessing makes three.",
+            "Leave preprocess out, and explain tensors.",
+        )
     if isinstance(given, str):
-        return Preprocessing.preset(given, image_size) if image_size else Preprocessing.preset(given)
-    return Preprocessing.from_dict(given)
+        return Preprocessing.preset(given, input_shape[1:])
+    return given if isinstance(given, Preprocessing) else Preprocessing.from_dict(given)
+
+
+def _check_class_names(names: Sequence[str] | None, num_classes: int) -> None:
+    if names is not None and len(names) != num_classes:
+        raise InvalidInputError(
+            f"{len(names)} class names for a model of {num_classes} classes.",
+            "Give one name a class, in the order of the logits.",
+        )
 
 
 def _write(model: ir.Model, destination: Path) -> None:
     """Writes to a file beside ``destination`` and renames it: an interrupted export leaves no half bundle."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=destination.parent, prefix=destination.name, suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=destination.parent, prefix=destination.name, suffix=".part")
+        os.close(handle)
+        temporary = Path(name)
         ir.save(model, temporary)
         temporary.chmod(0o644)
         temporary.replace(destination)
+    except OSError as error:
+        raise InvalidInputError(f"Cannot write {destination}: {error.strerror or error}.", "Check the path.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)

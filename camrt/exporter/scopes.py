@@ -29,10 +29,21 @@ def _module_paths(node: ir.Node) -> list[str]:
     """The modules a node belongs to, outermost first."""
     scopes = node.metadata_props.get(_NAME_SCOPES)
     if scopes is not None:
-        return [path for path in ast.literal_eval(scopes)[1:-1] if path]
+        return _paths_of_list(scopes)
     if node.name and node.name.startswith("/"):
         return _paths_of_name(node.name)
     return []
+
+
+def _paths_of_list(text: str) -> list[str]:
+    """``['', 'layer4', 'layer4.1', 'relu_1']`` without the root and the node's own name; anything else has no paths."""
+    try:
+        scopes = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return []
+    if not isinstance(scopes, list):
+        return []
+    return [path for path in scopes[1:-1] if isinstance(path, str) and path]
 
 
 def _paths_of_name(name: str) -> list[str]:

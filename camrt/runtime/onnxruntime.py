@@ -10,14 +10,15 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from camrt.bundle import Bundle
-from camrt.errors import ClassIndexError, InvalidInputError, InvalidModelError, UnsupportedModelError
+from camrt.bundle import MAX_RANK, Bundle
+from camrt.errors import BundleError, ClassIndexError, InvalidInputError, InvalidModelError, UnsupportedModelError
 from camrt.runtime.providers import onnx_runtime_provider
 from camrt.runtime.pruning import PrunableModel
 from camrt.types import AnyArray, FloatArray, IntArray, LayerOutputs, SessionOutputs
 
 _NO_CLASSES = np.empty(0, np.int64)
-_LOAD_ERRORS = (
+_EXPORT_AGAIN = "Check the model with onnx.checker, or export it again."
+_ENGINE_ERRORS = (
     ort_errors.Fail,
     ort_errors.InvalidGraph,
     ort_errors.InvalidProtobuf,
@@ -25,6 +26,7 @@ _LOAD_ERRORS = (
     ort_errors.NoSuchFile,
     ort_errors.NotImplemented,
     ort_errors.RuntimeException,
+    UnicodeDecodeError,
 )
 
 
@@ -39,14 +41,19 @@ class OnnxRuntimeSession:
     Raises:
         InvalidModelError, BundleError: the file cannot be used.
         BackendUnavailableError: the provider cannot be used here.
+        InvalidInputError: a negative number of threads.
     """
 
     def __init__(self, path: str | os.PathLike[str], provider: str = "cpu", threads: int = 0) -> None:
         self._provider = onnx_runtime_provider(provider)
+        if threads < 0:
+            raise InvalidInputError(f"threads is {threads}.", "Give a number of threads, or 0 for one a core.")
         self.manifest = Bundle.open(path).manifest
         self._path = os.fspath(path)
         self._threads = threads
         self._model = PrunableModel(path)
+        self._dtypes = {**self._model.input_dtypes, **self._model.output_dtypes}
+        self._check_manifest()
         self._weights = {
             name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in self._model.weights.items()
         }
@@ -57,8 +64,12 @@ class OnnxRuntimeSession:
         """See Session.predict."""
         self._check_inputs(inputs)
         manifest = self.manifest
-        (logits,) = self._session((manifest.logits,)).run(None, {manifest.input_name: inputs})
+        (logits,) = self._run((manifest.logits,), {manifest.input_name: inputs})
         return _float32(logits)
+
+    def prepare(self, layers: Sequence[str]) -> None:
+        """See Session.prepare."""
+        self._session(self._explaining(layers))
 
     def run(self, inputs: FloatArray, class_indices: IntArray, layers: Sequence[str]) -> SessionOutputs:
         """See Session.run."""
@@ -67,15 +78,11 @@ class OnnxRuntimeSession:
         self._check_inputs(inputs)
         self._check_classes(class_indices, len(inputs))
         manifest = self.manifest
-        targets = [manifest.layer(name) for name in layers]
-        names = [manifest.logits, manifest.class_index_output]
-        for target in targets:
-            names += [target.activations, target.gradients]
-        feeds = {manifest.input_name: inputs, manifest.class_index_input: class_indices}
-        logits, chosen, *arrays = self._session(tuple(names)).run(None, feeds)
+        feeds: dict[str, AnyArray] = {manifest.input_name: inputs, manifest.class_index_input: class_indices}
+        logits, chosen, *arrays = self._run(self._explaining(layers), feeds)
         outputs = tuple(
-            LayerOutputs(target.name, _float32(arrays[2 * index]), _float32(arrays[2 * index + 1]))
-            for index, target in enumerate(targets)
+            LayerOutputs(name, _float32(arrays[2 * index]), _float32(arrays[2 * index + 1]))
+            for index, name in enumerate(layers)
         )
         return SessionOutputs(_float32(logits), chosen, outputs)
 
@@ -86,9 +93,47 @@ class OnnxRuntimeSession:
             raise UnsupportedModelError(
                 f"Layer {layer!r} is kept as {target.layout}; the graph cannot start there.", "Choose another layer."
             )
-        session = self._session((self.manifest.logits,), cut_at=target.activations)
-        (logits,) = session.run(None, {target.activations: activations})
+        if activations.shape[1:] != target.shape or len(activations) == 0 or activations.dtype != np.float32:
+            raise InvalidInputError(
+                f"Activations have the shape {activations.shape} and dtype {activations.dtype}.",
+                f"Layer {layer!r} takes float32 of shape (N, {', '.join(map(str, target.shape))}).",
+            )
+        (logits,) = self._run((self.manifest.logits,), {target.activations: activations}, target.activations)
         return _float32(logits)
+
+    def _run(
+        self, outputs: tuple[str, ...], feeds: Mapping[str, AnyArray], cut_at: str | None = None
+    ) -> Sequence[AnyArray]:
+        """Runs the session for a set of outputs; inputs become the model's element type."""
+        typed = {name: array.astype(self._dtypes[name], copy=False) for name, array in feeds.items()}
+        session = self._session(outputs, cut_at)
+        try:
+            arrays: Sequence[AnyArray] = session.run(None, typed)
+        except _ENGINE_ERRORS as error:
+            raise InvalidModelError(f"ONNX Runtime cannot run {self._path}: {error}.", _EXPORT_AGAIN) from error
+        return arrays
+
+    def _explaining(self, layers: Sequence[str]) -> tuple[str, ...]:
+        """The graph outputs that ``run`` fetches."""
+        manifest = self.manifest
+        if not layers:
+            return (manifest.logits,)
+        targets = [manifest.layer(name) for name in layers]
+        pairs = [name for target in targets for name in (target.activations, target.gradients)]
+        return (manifest.logits, manifest.class_index_output, *pairs)
+
+    def _check_manifest(self) -> None:
+        """Every name of the manifest is an input or output of the graph."""
+        manifest = self.manifest
+        wanted = {manifest.logits, manifest.class_index_output, *manifest.outputs}
+        wanted.update(name for layer in manifest.target_layers for name in (layer.activations, layer.gradients))
+        missing = {manifest.input_name, manifest.class_index_input} - self._model.input_dtypes.keys()
+        missing |= wanted - self._model.output_dtypes.keys()
+        if missing:
+            raise BundleError(
+                f"The manifest of {self._path} names what the graph does not have: {', '.join(sorted(missing))}.",
+                "Export the model again.",
+            )
 
     def _session(self, outputs: tuple[str, ...], cut_at: str | None = None) -> onnxruntime.InferenceSession:
         """The cached session for a set of outputs."""
@@ -130,10 +175,11 @@ class OnnxRuntimeSession:
                 f"{len(class_indices)} class indices for {batch} images.",
                 "Give one an image, or several for a single image.",
             )
-        if class_indices.max() >= classes or class_indices.min() < -classes:
+        ranks = min(classes, MAX_RANK)
+        if class_indices.max() >= classes or class_indices.min() < -ranks:
             raise ClassIndexError(
                 f"Class indices {class_indices.tolist()} are out of range for {classes} classes.",
-                f"Use 0 to {classes - 1}, or -1 to -{classes} for ranks.",
+                f"Use 0 to {classes - 1}, or -1 to -{ranks} for ranks.",
             )
 
 
@@ -154,7 +200,7 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what is an error is raised
     # Several sessions and the kernels take turns on the same cores: threads that spin between runs would be in the way.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
@@ -164,11 +210,9 @@ def _inference_session(
     model: bytes | str, options: onnxruntime.SessionOptions, provider: str, path: str
 ) -> onnxruntime.InferenceSession:
     try:
-        return onnxruntime.InferenceSession(model, options, providers=[provider])
-    except _LOAD_ERRORS as error:
-        raise InvalidModelError(
-            f"ONNX Runtime cannot load {path}: {error}.", "Check the model with onnx.checker, or export it again."
-        ) from error
+        return onnxruntime.InferenceSession(model, options, providers=[provider], enable_fallback=0)
+    except _ENGINE_ERRORS as error:
+        raise InvalidModelError(f"ONNX Runtime cannot load {path}: {error}.", _EXPORT_AGAIN) from error
 
 
 def _float32(array: AnyArray) -> FloatArray:

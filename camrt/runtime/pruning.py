@@ -8,9 +8,11 @@ beside it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
@@ -34,7 +36,7 @@ class PrunableModel:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         try:
-            self._model = onnx.load(Path(path))
+            self._model = onnx.load(Path(path), format="protobuf")
         except (OSError, ValueError, DecodeError, onnx.checker.ValidationError) as error:
             raise InvalidModelError(
                 f"Cannot read {path} as an ONNX model: {error}.", "Check the file, or export the model again."
@@ -47,14 +49,28 @@ class PrunableModel:
         self._small: dict[str, onnx.TensorProto] = {}
         self._references: dict[str, onnx.TensorProto] = {}
         self.weights: dict[str, AnyArray] = {}
-        for tensor in graph.initializer:
-            self._keep(tensor)
+        try:
+            for tensor in graph.initializer:
+                self._keep(tensor)
+        except (ValueError, TypeError, KeyError) as error:
+            raise InvalidModelError(f"A weight of {path} is damaged: {error}.", "Export the model again.") from error
         del graph.initializer[:]
 
     @property
-    def output_names(self) -> tuple[str, ...]:
-        """Names of the graph's outputs."""
-        return tuple(self._outputs)
+    def input_dtypes(self) -> dict[str, np.dtype[Any]]:
+        """Element type of every input of the graph."""
+        return {name: self._dtype(value) for name, value in self._inputs.items()}
+
+    @property
+    def output_dtypes(self) -> dict[str, np.dtype[Any]]:
+        """Element type of every output of the graph."""
+        return {name: self._dtype(value) for name, value in self._outputs.items()}
+
+    def _dtype(self, value: onnx.ValueInfoProto) -> np.dtype[Any]:
+        try:
+            return onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        except KeyError as error:
+            raise InvalidModelError(f"{value.name!r} is no tensor.", "Export the model again.") from error
 
     def pruned(self, outputs: Sequence[str], cut_at: str | None = None) -> tuple[bytes, list[str]]:
         """The serialised graph that computes ``outputs``, and the names of the weights that it refers to.
@@ -69,6 +85,9 @@ class PrunableModel:
         nodes, leaves = self._needed(outputs, cut_at)
         inputs = [self._inputs[name] for name in self._inputs if name in leaves]
         if cut_at is not None:
+            source = self._copied_value(cut_at)
+            if source is not None:
+                nodes.insert(0, onnx.NodeProto(op_type="Identity", input=[cut_at], output=[source]))
             if inputs:
                 raise UnsupportedModelError(
                     f"The logits need {inputs[0].name!r} beside {cut_at!r}: a path goes around the layer.",
@@ -93,19 +112,25 @@ class PrunableModel:
         """The nodes behind ``outputs`` in their order, and the names that no node produces."""
         found: dict[int, onnx.NodeProto] = {}
         leaves: set[str] = set()
+        cuts = set() if cut_at is None else {cut_at, self._copied_value(cut_at)}
         stack = list(outputs)
         seen = set(stack)
         while stack:
             name = stack.pop()
-            node = None if name == cut_at else self._producers.get(name)
+            node = None if name in cuts else self._producers.get(name)
             if node is None:
                 leaves.add(name)
                 continue
             found[self._order[id(node)]] = node
-            fresh = {value for value in node.input if value} - seen
+            fresh = {value for value in _consumed_names(node) if value} - seen
             seen |= fresh
             stack.extend(fresh)
         return [found[index] for index in sorted(found)], leaves
+
+    def _copied_value(self, name: str) -> str | None:
+        """The value that ``name`` is a second name of, if it is one."""
+        node = self._producers.get(name)
+        return node.input[0] if node is not None and node.op_type == "Identity" else None
 
     def _keep(self, tensor: onnx.TensorProto) -> None:
         """Files one initialiser: inline, or as a shared array with a reference to it."""
@@ -120,3 +145,13 @@ class PrunableModel:
         reference.data_location = onnx.TensorProto.EXTERNAL
         reference.external_data.add(key="location", value=_EXTERNAL_NAME)
         self._references[tensor.name] = reference
+
+
+def _consumed_names(node: onnx.NodeProto) -> Iterator[str]:
+    """What a node reads: its inputs, and every name that the graphs inside it mention."""
+    yield from node.input
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            for inner in attribute.g.node:
+                yield from _consumed_names(inner)
+            yield from (value.name for value in attribute.g.output)

@@ -18,6 +18,10 @@ class Session(Protocol):
         """Logits (N, K) of images (N, 3, H, W), at the price of the source model."""
         ...
 
+    def prepare(self, layers: Sequence[str]) -> None:
+        """Opens what ``run`` needs for these layers, if it is not open yet, so that the first run is as fast as any."""
+        ...
+
     def run(self, inputs: FloatArray, class_indices: IntArray, layers: Sequence[str]) -> SessionOutputs:
         """Logits, and for each layer its activations and the gradient of the explained logits.
 

@@ -196,6 +196,14 @@ class TestExplain:
         for stage in ("decode", "inference", "kernels", "overlay", "total"):
             assert f"{stage} " in lines["time"]
 
+    def test_the_embedded_model_and_sample(self, run) -> None:
+        document = run("explain", "--sample", "--json").document
+        (explanation,) = document["images"][0]["explanations"]
+        assert explanation["class_name"]
+        assert explanation["probability"] > 0.9
+        assert explanation["degenerate"] == []
+        assert Path(explanation["overlay"]).is_file()
+
     def test_json(self, run, bundle: Path, image: Path) -> None:
         document = run("explain", bundle, image, "--json").document
         (entry,) = document["images"]

@@ -108,7 +108,14 @@ class GraphWriter:
         return output or name
 
     def conv(
-        self, name: str, value: str, channels: tuple[int, int], size: int = 3, stride: int = 1, group: int = 1, **more: Any
+        self,
+        name: str,
+        value: str,
+        channels: tuple[int, int],
+        size: int = 3,
+        stride: int = 1,
+        group: int = 1,
+        **more: Any,
     ) -> str:
         """A Conv of ``channels`` (in, out) with the padding that keeps the size at stride 1."""
         weight = self.weight(f"{name}_weight", channels[1], channels[0] // group, size, size)

@@ -19,7 +19,8 @@ from tests import oracles
 from tests.models import TestModel, export_onnx, make_inputs, make_model
 from tests.parity.cases import CASES, IMAGES, Case
 
-THREADS = 2
+# Small inputs gain little from a second thread, and on a busy machine lose a lot waiting for it.
+THREADS = 1
 CLASS_SETS = ("given", "predicted")
 
 
@@ -80,18 +81,25 @@ class Exported:
         return self._maps[key]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def torch_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session", params=CASES)
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
+def exported(
+    request: pytest.FixtureRequest, torch_threads: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Exported]:
     case: Case = request.param
     folder = tmp_path_factory.mktemp(case.id)
-    torch_threads = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
     model = make_model(case.architecture, 0, case.size, case.num_classes)
     source = export_onnx(model, folder / "source.onnx", case.exporter)
     bundle = camrt.export(source, folder / "bundle.onnx", list(model.target_layers), image_size=(case.size, case.size))
     inputs = np.concatenate([make_inputs(1, case.size, image.seed) for image in IMAGES[case.key]])
     yield Exported(case, model, source, bundle, inputs)
-    torch.set_num_threads(torch_threads)
     source.unlink()  # half a gigabyte for the largest models
     bundle.path.unlink()
 

@@ -23,9 +23,7 @@ def test_original_outputs_are_unchanged(exported: Exported) -> None:
     feeds = {manifest.input_name: exported.inputs}
     expected = run_file(str(exported.source), feeds, list(manifest.outputs))
     classes = np.asarray(exported.classes("given"), np.int64)
-    actual = run_file(
-        str(exported.bundle.path), {**feeds, manifest.class_index_input: classes}, list(manifest.outputs)
-    )
+    actual = run_file(str(exported.bundle.path), {**feeds, manifest.class_index_input: classes}, list(manifest.outputs))
     for ours, theirs in zip(actual, expected, strict=True):
         assert ours.dtype == theirs.dtype
         assert np.abs(ours - theirs).max() <= OUTPUT_TOLERANCE * np.abs(theirs).max()

@@ -23,8 +23,11 @@ from camrt.exporter.vjp.registry import (
 
 
 def keep_where(op: OpBuilder, condition: ir.Value, cotangent: ir.Value) -> ir.Value:
-    """The cotangent where ``condition`` holds, else 0."""
-    return op("Where", condition, cotangent, op.scalar(0.0))
+    """The cotangent where ``condition`` holds, else 0.
+
+    A product with the mask: ONNX Runtime's Where takes ten times as long.
+    """
+    return op("Mul", cotangent, op.cast(condition))
 
 
 def between(op: OpBuilder, value: ir.Value, low: float | None, high: float | None) -> ir.Value:
@@ -47,9 +50,10 @@ def relu(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
 @register_vjp("LeakyRelu")
 def leaky_relu(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
     """y = x where x > 0, else alpha x."""
-    slope = op.scalar(float_attribute(node, "alpha", 0.01))
-    positive = op("Greater", operand(node), op.scalar(0.0))
-    return [op("Where", positive, cotangent, op("Mul", cotangent, slope))]
+    alpha = float_attribute(node, "alpha", 0.01)
+    positive = op.cast(op("Greater", operand(node), op.scalar(0.0)))
+    slope = op("Add", op("Mul", positive, op.scalar(1 - alpha)), op.scalar(alpha))
+    return [op("Mul", cotangent, slope)]
 
 
 @register_vjp("Clip")
@@ -77,12 +81,12 @@ def hard_sigmoid(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients
 
 @register_vjp("HardSwish")
 def hard_swish(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
-    """y = x clip(x / 6 + 1/2, 0, 1); the slope is 0 below -3, x / 3 + 1/2 up to 3, 1 above."""
+    """y = x h, h = clip(x / 6 + 1/2, 0, 1); the slope is h + x / 6 where |x| < 3, h elsewhere."""
     x = operand(node)
-    middle = op("Add", op("Mul", x, op.scalar(1 / 3)), op.scalar(0.5))
-    right = op("Where", op("Less", x, op.scalar(3.0)), middle, op.scalar(1.0))
-    slope = op("Where", op("Greater", x, op.scalar(-3.0)), right, op.scalar(0.0))
-    return [op("Mul", cotangent, slope)]
+    gate = op("HardSigmoid", x, alpha=1 / 6, beta=0.5)
+    inside = op.cast(op("Less", op("Abs", x), op.scalar(3.0)))
+    rise = op("Mul", op("Mul", x, op.scalar(1 / 6)), inside)
+    return [op("Mul", cotangent, op("Add", gate, rise))]
 
 
 @register_vjp("Tanh")

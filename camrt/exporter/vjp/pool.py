@@ -7,6 +7,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
+from camrt.exporter.lowering import enlarge
 from camrt.exporter.op_builder import OpBuilder
 from camrt.exporter.shapes import nominal_shape
 from camrt.exporter.vjp.registry import (
@@ -50,7 +51,7 @@ def reduce_max(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
     axes = (2, 3) if node.op_type == "GlobalMaxPool" else _axes(node)
     keep = node.op_type == "GlobalMaxPool" or int_attribute(node, "keepdims", 1) == 1
     peak = node.outputs[0] if keep else op("Unsqueeze", node.outputs[0], op.ints(axes))
-    chosen = op("Cast", op("Equal", x, peak), to=int(op.dtype))
+    chosen = op.cast(op("Equal", x, peak))
     share = op("Div", chosen, op.reduce_sum(chosen, axes))
     gradient = op("Mul", share, cotangent if keep else op("Unsqueeze", cotangent, op.ints(axes)))
     return [gradient]
@@ -67,9 +68,7 @@ def average_pool(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients
     share = op("Mul", cotangent, op.constant((1.0 / counts).astype(op.dtype.numpy())[None, None]))
     if not window.tiles:
         return [window.scatter(op, [share] * len(window.offsets), nominal_shape(operand(node))[1])]
-    scales = op.constant(np.asarray([1, 1, *window.strides], np.float32))
-    nearest = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    return [op("Resize", share, None, scales, **nearest)]
+    return [enlarge(op, share, window.strides)]
 
 
 @register_vjp("MaxPool")
@@ -88,7 +87,7 @@ def max_pool(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
         match = op("Equal", candidate, y)
         first = match if taken is None else op("And", match, op("Not", taken))
         taken = match if taken is None else op("Or", taken, match)
-        parts.append(op("Where", first, cotangent, op.scalar(0.0)))
+        parts.append(op("Mul", cotangent, op.cast(first)))
     return [window.scatter(op, parts, nominal_shape(y)[1])]
 
 

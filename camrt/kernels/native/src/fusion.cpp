@@ -28,15 +28,12 @@ struct LayerPlan {
 // need.
 struct WideMap {
     const LayerPlan* plan;
-    float* rows;
+    float* floats;
     float* source;
     float lowest = 0.0F;
     float scale = 1.0F;
 
-    [[nodiscard]] BlendedRow blended(std::size_t output) const {
-        return plan->rows.row(rows, plan->columns.padded(), output);
-    }
-    [[nodiscard]] LayerRow row(std::size_t output) const { return {blended(output), lowest, scale}; }
+    [[nodiscard]] LayerRows rows() const { return {floats, plan->columns.padded(), plan->rows.taps(), lowest, scale}; }
 };
 
 Range merge(const Range& a, const Range& b) {
@@ -44,20 +41,6 @@ Range merge(const Range& a, const Range& b) {
 }
 
 float denominator_of(const Range& range) { return range.highest - range.lowest + kNormalizeEpsilon; }
-
-// The range of the resized map. Between two source rows a column is monotonic from output row to output row, in
-// floating point too, so the first and last output row of each pair of source rows hold its extremes.
-Range resized_range(const HotLoops& loops, const WideMap& map) {
-    const std::vector<int>& low = map.plan->rows.low;
-    const std::size_t height = map.plan->rows.count();
-    Range range = loops.blended_range(map.blended(0), map.plan->columns.padded());
-    for (std::size_t row = 1; row < height; ++row) {
-        if (row + 1 == height || low[row - 1] != low[row] || low[row + 1] != low[row]) {
-            range = merge(range, loops.blended_range(map.blended(row), map.plan->columns.padded()));
-        }
-    }
-    return range;
-}
 
 // Normalizes a map of the layer and interpolates its rows. Returns whether the map was degenerate.
 bool prepare(const HotLoops& loops, WideMap& wide, std::size_t index, Order order) {
@@ -68,16 +51,16 @@ bool prepare(const HotLoops& loops, WideMap& wide, std::size_t index, Order orde
     range.lowest = std::max(range.lowest, 0.0F);
     range.highest = std::max(range.highest, 0.0F);
     if (!range.finite || range.highest == range.lowest) {
-        std::fill_n(wide.rows, wide.plan->wide_floats(), 0.0F);
+        std::fill_n(wide.floats, wide.plan->wide_floats(), 0.0F);
         return true;
     }
     std::fill_n(wide.source + maps.width, kLanes, 0.0F);
     for (std::size_t row = 0; row < maps.height; ++row) {
         loops.normalize(map + row * maps.width, maps.width, range.lowest, denominator_of(range), wide.source);
-        loops.resample_row(wide.source, wide.plan->columns.taps(), wide.rows + row * stride);
+        loops.resample_row(wide.source, wide.plan->columns.taps(), wide.floats + row * stride);
     }
     if (order == Order::normalize_twice) {
-        const Range resized = resized_range(loops, wide);
+        const Range resized = loops.blended_range(wide.rows(), wide.plan->rows.count());
         wide.lowest = resized.lowest;
         wide.scale = 1.0F / denominator_of(resized);
     }
@@ -102,19 +85,6 @@ struct Fusing {
     }
 };
 
-Range fuse_band(const Fusing& fusing, std::span<const WideMap> layers, std::size_t first, std::size_t last,
-                float* output) {
-    std::vector<LayerRow> rows(layers.size());
-    Range range{};
-    for (std::size_t row = first; row < last; ++row) {
-        std::transform(layers.begin(), layers.end(), rows.begin(), [&](const WideMap& map) { return map.row(row); });
-        const Range fused =
-            fusing.loops.fuse_rows(fusing.fusion, rows.data(), rows.size(), fusing.width, output + row * fusing.width);
-        range = row == first ? fused : merge(range, fused);
-    }
-    return range;
-}
-
 // One class: the layers are prepared, fused band by band, and the result is normalized where it lies.
 void fuse_map(const Fusing& fusing, std::size_t index, float* output, bool* degenerate, ThreadPool& pool) {
     Scratch scratch(fusing.scratch_floats());
@@ -125,12 +95,17 @@ void fuse_map(const Fusing& fusing, std::size_t index, float* output, bool* dege
     }
     pool.run(wide.size(), fusing.scratch_floats(),
              [&](std::size_t layer) { degenerate[layer] = prepare(fusing.loops, wide[layer], index, fusing.order); });
+    std::vector<LayerRows> layers(wide.size());
+    std::transform(wide.begin(), wide.end(), layers.begin(), [](const WideMap& map) { return map.rows(); });
     const std::size_t size = fusing.height * fusing.width;
     const std::size_t bands = (fusing.height - 1) / kRowsPerBand + 1;
     std::vector<Range> ranges(bands);
-    pool.run(bands, size * wide.size(), [&](std::size_t band) {
+    std::vector<LayerRow> work(bands * layers.size());
+    pool.run(bands, size * layers.size(), [&](std::size_t band) {
         const std::size_t first = band * kRowsPerBand;
-        ranges[band] = fuse_band(fusing, wide, first, std::min(first + kRowsPerBand, fusing.height), output);
+        const std::size_t last = std::min(first + kRowsPerBand, fusing.height);
+        ranges[band] = fusing.loops.fuse_rows(fusing.fusion, layers.data(), layers.size(), first, last, fusing.width,
+                                              work.data() + band * layers.size(), output);
     });
     Range range = ranges.front();
     for (const Range& band : ranges) {

@@ -8,12 +8,12 @@ namespace {
 using camrt::BlendedRow;
 using camrt::Fusion;
 using camrt::LayerRow;
+using camrt::LayerRows;
 using camrt::Range;
 using camrt::Rule;
 using camrt::Taps;
 
-// ---- channel weights
-// -------------------------------------------------------------------------------------------------
+// ---- channel weights ----
 
 // Calls body(offset, load) over `count` >= kLanes elements in groups of kLanes. `load` reads the group from an array;
 // the last group reaches back over elements that were already seen and reads zeros for them.
@@ -98,8 +98,7 @@ void channel_weights(Rule rule, const float* activations, const float* gradients
     }
 }
 
-// ---- weighted sums over channels
-// -------------------------------------------------------------------------------------
+// ---- weighted sums over channels ----
 
 template <Rule rule, typename Number>
 inline Number pixel_weight(Number activation, Number gradient) {
@@ -214,8 +213,7 @@ void add(const float* __restrict values, std::size_t count, float* __restrict su
     }
 }
 
-// ---- ranges and rescaling
-// --------------------------------------------------------------------------------------------
+// ---- ranges and rescaling ----
 
 struct RangeLanes {
     Vector lowest;
@@ -266,8 +264,7 @@ void rescale(float* values, std::size_t count, float lowest, float scale) {
     }
 }
 
-// ---- interpolation
-// ---------------------------------------------------------------------------------------------------
+// ---- interpolation ----
 
 template <typename Number>
 inline Number blend(Number first, Number second, Number fraction) {
@@ -304,18 +301,31 @@ void blend_row(const BlendedRow& row, std::size_t count, float* output) {
     }
 }
 
-Range blended_range(const BlendedRow& row, std::size_t count) {
-    const auto length = static_cast<Index>(count);
-    const Vector fraction = broadcast(row.fraction);
-    RangeLanes range(blend(row.first[0], row.second[0], row.fraction));
-    for (Index i = 0; i < length; i += kWidth) {
-        range.add(blend(load<Vector>(row.first + i), load<Vector>(row.second + i), fraction));
+inline BlendedRow blended_row(const LayerRows& layer, std::size_t row) {
+    return {layer.rows + static_cast<std::size_t>(layer.taps.low[row]) * layer.stride,
+            layer.rows + static_cast<std::size_t>(layer.taps.high[row]) * layer.stride, layer.taps.fraction[row]};
+}
+
+// Between two source rows a column is monotonic from output row to output row, in floating point too, so the first and
+// last output row of each pair of source rows hold its extremes.
+Range blended_range(const LayerRows& layer, std::size_t height) {
+    const int* const low = layer.taps.low;
+    const BlendedRow first_row = blended_row(layer, 0);
+    RangeLanes range(blend(first_row.first[0], first_row.second[0], first_row.fraction));
+    for (std::size_t row = 0; row < height; ++row) {
+        if (row > 0 && row + 1 < height && low[row - 1] == low[row] && low[row + 1] == low[row]) {
+            continue;
+        }
+        const BlendedRow blended = blended_row(layer, row);
+        const Vector fraction = broadcast(blended.fraction);
+        for (std::size_t i = 0; i < layer.stride; i += kWidth) {
+            range.add(blend(load<Vector>(blended.first + i), load<Vector>(blended.second + i), fraction));
+        }
     }
     return range.total();
 }
 
-// ---- fusion
-// ----------------------------------------------------------------------------------------------------------
+// ---- fusion ----
 
 constexpr float kSmallestNormal = 1.17549435e-38F;
 
@@ -414,58 +424,79 @@ struct FuseExpMean {
     }
 };
 
+// What fuse_rows was called with.
+struct FuseArguments {
+    const LayerRows* layers;
+    std::size_t count;
+    std::size_t first;
+    std::size_t last;
+    std::size_t width;
+    LayerRow* work;
+    float* output;
+};
+
 template <typename Fuse, int depth>
-inline Range fuse_with(const LayerRow* rows, Index layers, Index count, float* __restrict output) {
+inline Range fuse_with(const FuseArguments& arguments) {
     LayerRow local[depth > 0 ? depth : 1];
-    for (int layer = 0; layer < depth; ++layer) {
-        local[layer] = rows[layer];
-    }
-    LayerValues<depth> values{depth > 0 ? local : rows, layers, 0};
-    RangeLanes range(Fuse::fuse(values)[0]);
-    for (; values.i + kWidth <= count; values.i += kWidth) {
-        const Vector fused = Fuse::fuse(values);
-        store(output + values.i, fused);
-        range.add(fused);
-    }
-    if (values.i < count) {
-        const Vector fused = Fuse::fuse(values);
-        for (Index k = 0; values.i + k < count; ++k) {
-            output[values.i + k] = fused[k];
-            range.add(broadcast(fused[k]));
+    LayerRow* const rows = depth > 0 ? local : arguments.work;
+    const std::size_t layers = depth > 0 ? depth : arguments.count;
+    const auto width = static_cast<Index>(arguments.width);
+    RangeLanes range(0.0F);
+    for (std::size_t row = arguments.first; row < arguments.last; ++row) {
+        for (std::size_t layer = 0; layer < layers; ++layer) {
+            const LayerRows& source = arguments.layers[layer];
+            rows[layer] = {blended_row(source, row), source.lowest, source.scale};
+        }
+        float* const output = arguments.output + row * arguments.width;
+        LayerValues<depth> values{rows, static_cast<Index>(layers), 0};
+        if (row == arguments.first) {
+            range = RangeLanes(Fuse::fuse(values)[0]);
+        }
+        for (; values.i + kWidth <= width; values.i += kWidth) {
+            const Vector fused = Fuse::fuse(values);
+            store(output + values.i, fused);
+            range.add(fused);
+        }
+        if (values.i < width) {
+            const Vector fused = Fuse::fuse(values);
+            for (Index k = 0; values.i + k < width; ++k) {
+                output[values.i + k] = fused[k];
+            }
+            range.add(fused);  // its surplus lanes repeat valid columns
         }
     }
     return range.total();
 }
 
-Range fuse_product(const LayerRow* rows, Index layers, Index count, float* output) {
-    switch (layers) {
+Range fuse_product(const FuseArguments& arguments) {
+    switch (arguments.count) {
         case 2:
-            return fuse_with<FuseProduct, 2>(rows, layers, count, output);
+            return fuse_with<FuseProduct, 2>(arguments);
         case 3:
-            return fuse_with<FuseProduct, 3>(rows, layers, count, output);
+            return fuse_with<FuseProduct, 3>(arguments);
         case 4:
-            return fuse_with<FuseProduct, 4>(rows, layers, count, output);
+            return fuse_with<FuseProduct, 4>(arguments);
         default:
-            return fuse_with<FuseProduct, 0>(rows, layers, count, output);
+            return fuse_with<FuseProduct, 0>(arguments);
     }
 }
 
-Range fuse_rows(Fusion fusion, const LayerRow* rows, std::size_t layers, std::size_t count, float* output) {
-    const auto depth = static_cast<Index>(layers);
-    const auto length = static_cast<Index>(count);
+Range fuse_rows(Fusion fusion, const LayerRows* layers, std::size_t count, std::size_t first, std::size_t last,
+                std::size_t width, LayerRow* work, float* output) {
+    const FuseArguments arguments{layers, count, first, last, width, work, output};
     switch (fusion) {
         case Fusion::product:
-            return fuse_product(rows, depth, length, output);
+            return fuse_product(arguments);
         case Fusion::geometric:
-            return fuse_with<FuseGeometric, 0>(rows, depth, length, output);
+            return fuse_with<FuseGeometric, 0>(arguments);
         case Fusion::log_exp:
-            return fuse_with<FuseLogExp, 0>(rows, depth, length, output);
+            return fuse_with<FuseLogExp, 0>(arguments);
         case Fusion::exp_mean:
-            return fuse_with<FuseExpMean, 0>(rows, depth, length, output);
+            return fuse_with<FuseExpMean, 0>(arguments);
         case Fusion::mean:
-            return fuse_with<FuseMean, 0>(rows, depth, length, output);
+            return fuse_with<FuseMean, 0>(arguments);
         default:
-            return fuse_with<FuseMax, 0>(rows, depth, length, output);
+            return fuse_with<FuseMax, 0>(arguments);
     }
 }
 

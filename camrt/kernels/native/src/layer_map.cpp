@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <limits>
-#include <optional>
 #include <stdexcept>
 #include <vector>
 
@@ -62,18 +61,13 @@ struct Block {
 // scratch.
 class BlockedSums {
  public:
-    BlockedSums(std::span<const LayerArrays> layers, std::span<const std::span<float>> outputs) {
-        std::size_t extra = 0;
-        for (const LayerArrays& layer : layers) {
-            const std::size_t blocks = (layer.channels - 1) / channels_per_task(layer) + 1;
-            extra += layer.classes * (blocks - 1) * round_up(layer.size, kLanes);
-            cost_ += 2 * layer.classes * volume(layer);
-        }
-        scratch_.emplace(extra);
+    BlockedSums(std::span<const LayerArrays> layers, std::span<const std::span<float>> outputs)
+        : scratch_(extra_floats(layers)) {
         for (std::size_t l = 0; l < layers.size(); ++l) {
             for (std::size_t m = 0; m < layers[l].classes; ++m) {
                 add_map(layers[l], m, outputs[l].data() + m * layers[l].size);
             }
+            cost_ += 2 * layers[l].classes * volume(layers[l]);
         }
     }
 
@@ -97,16 +91,26 @@ class BlockedSums {
     }
 
  private:
+    // What the blocks after the first of every map add into.
+    static std::size_t extra_floats(std::span<const LayerArrays> layers) {
+        std::size_t floats = 0;
+        for (const LayerArrays& layer : layers) {
+            const std::size_t blocks = (layer.channels - 1) / channels_per_task(layer) + 1;
+            floats += layer.classes * (blocks - 1) * round_up(layer.size, kLanes);
+        }
+        return floats;
+    }
+
     void add_map(const LayerArrays& layer, std::size_t class_index, float* output) {
         const std::size_t step = channels_per_task(layer);
         for (std::size_t first = 0; first < layer.channels; first += step) {
-            float* const sum = first == 0 ? output : scratch_->take(layer.size);
+            float* const sum = first == 0 ? output : scratch_.take(layer.size);
             blocks_.push_back({&layer, class_index, first, std::min(step, layer.channels - first), sum});
         }
     }
 
     std::vector<Block> blocks_;
-    std::optional<Scratch> scratch_;
+    Scratch scratch_;
     std::size_t cost_ = 0;
 };
 

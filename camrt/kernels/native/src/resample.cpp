@@ -168,12 +168,6 @@ void check_output(const MapStack& maps, std::size_t height, std::size_t width, s
 
 }  // namespace
 
-BlendedRow Axis::row(const float* rows, std::size_t stride, std::size_t output) const {
-    const std::size_t i = output - begin;
-    return {rows + static_cast<std::size_t>(low[i]) * stride, rows + static_cast<std::size_t>(high[i]) * stride,
-            fraction[i]};
-}
-
 Axis resized_axis(std::size_t length, std::size_t count) {
     const double scale = static_cast<double>(length) / static_cast<double>(count);
     // Rounding may put the last centre of a very long axis outside; every output of a resize is inside.

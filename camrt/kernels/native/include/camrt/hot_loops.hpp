@@ -36,6 +36,15 @@ struct LayerRow {
     float scale;
 };
 
+// A layer whose rows, `stride` apart, have the output's width already; `taps` make the output's rows from them.
+struct LayerRows {
+    const float* rows;
+    std::size_t stride;  // a multiple of kLanes; the floats after the output's width repeat valid ones
+    Taps taps;
+    float lowest;
+    float scale;
+};
+
 struct HotLoops {
     // weights[c] of `channels` channels of `size` elements each; `rule` is one of the three channel rules.
     void (*channel_weights)(Rule rule, const float* activations, const float* gradients, std::size_t channels,
@@ -59,10 +68,12 @@ struct HotLoops {
     // taps.count outputs; kLanes floats after the last element of `row` must be readable.
     void (*resample_row)(const float* row, const Taps& taps, float* output);
     void (*blend_row)(const BlendedRow& row, std::size_t count, float* output);
-    Range (*blended_range)(const BlendedRow& row, std::size_t count);
-    // output[i] = fusion over the layers' rows; both source rows of a layer are readable up to a multiple of kLanes,
-    // with valid values there. Returns the range of the output.
-    Range (*fuse_rows)(Fusion fusion, const LayerRow* rows, std::size_t layers, std::size_t count, float* output);
+    // The range of the blended rows 0 to height - 1 (before lowest and scale are applied).
+    Range (*blended_range)(const LayerRows& layer, std::size_t height);
+    // output[row][i], i < width, row in [first, last): fusion over the layers' rows. `work` has room for one row of
+    // every layer. Returns the range of the output.
+    Range (*fuse_rows)(Fusion fusion, const LayerRows* layers, std::size_t count, std::size_t first, std::size_t last,
+                       std::size_t width, LayerRow* work, float* output);
 };
 
 namespace simd {

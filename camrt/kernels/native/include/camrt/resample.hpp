@@ -1,7 +1,6 @@
 // Bilinear resampling along rows and columns. Pixel centres are at half-integers, edges are repeated.
 #pragma once
 
-#include <functional>
 #include <span>
 #include <vector>
 
@@ -23,8 +22,6 @@ struct Axis {
     // Outputs that are written for a row: count() up to a whole number of lanes.
     [[nodiscard]] std::size_t padded() const { return low.size(); }
     [[nodiscard]] Taps taps() const { return {low.data(), high.data(), fraction.data(), low.size(), compact}; }
-    // The row `output` (in [begin, end)) of an image whose rows start `stride` apart.
-    [[nodiscard]] BlendedRow row(const float* rows, std::size_t stride, std::size_t output) const;
 };
 
 // The whole of `length` sources stretched over `count` outputs.

@@ -1,94 +1,26 @@
-"""From an image file to the model's input tensor, and the affine that takes a map back to the original pixels."""
+"""How an image becomes the model's input, and the affine that takes a map back to the original pixels."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
-import os
-import struct
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
-from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import Image
 
 from camrt.errors import ImageError, InvalidInputError
-from camrt.types import AnyArray, ByteArray, FloatArray
+from camrt.preprocess.decoding import DEFAULT_MAX_PIXELS, ImageLike, load_image
+from camrt.types import FloatArray
 
-ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | ByteArray"
 Resize: TypeAlias = Literal["squash", "crop", "letterbox"]
 Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
 ChannelOrder: TypeAlias = Literal["RGB", "BGR"]
 
-DEFAULT_MAX_PIXELS = 100_000_000
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-
-_MIN_SIDE = 2
 _MAX_INPUT_SIDE = 16384
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-_SIGNATURES = (
-    (0, b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
-    (0, b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
-    (8, b"WEBP", WebPImagePlugin.WebPImageFile),
-)
-_DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
-_ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def load_image(image: ImageLike, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
-    """Decodes an image to upright 8-bit RGB without metadata.
-
-    JPEG, PNG and WebP are decoded, nothing else; of an animation, the first frame. The EXIF orientation is applied (an
-    unreadable EXIF block counts as none). Transparency is composited over white. 16-bit samples keep their upper eight
-    bits; palette, grayscale, bilevel and CMYK images are converted.
-
-    Args:
-        image: a path, the bytes of a file, a PIL image, or a uint8 array (H, W), (H, W, 3) RGB or (H, W, 4) RGBA.
-        max_pixels: larger images are refused; of a file, before any pixel is decoded.
-
-    Raises:
-        ImageError: the file is missing, truncated or not an image; the array has another shape or dtype; a side is
-            under two pixels; or there are more than max_pixels pixels.
-    """
-    if isinstance(image, np.ndarray):
-        return _to_rgb(_from_array(image, max_pixels), "the array")
-    if isinstance(image, Image.Image):
-        _check_size(image.size, "the image", max_pixels)
-        return _load_rgb(image, "the image")
-    if isinstance(image, bytes):
-        return _decode(io.BytesIO(image), "the image", max_pixels)
-    path = Path(image)
-    try:
-        with path.open("rb") as stream:
-            return _decode(stream, str(path), max_pixels)
-    except OSError as error:
-        raise ImageError(f"Cannot read {path}: {error.strerror or error}.", "Check the path.") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,83 +202,6 @@ def _affine(original: tuple[int, int], resized: tuple[int, int], offset: tuple[i
         [[resized[0] / original[0], 0, offset[0]], [0, resized[1] / original[1], offset[1]]],
         np.float32,
     )
-
-
-def _decode(stream: BinaryIO, source: str, max_pixels: int) -> Image.Image:
-    """Decodes with the one decoder that the signature names, so that no other code of Pillow sees hostile bytes."""
-    head = stream.read(12)
-    stream.seek(0)
-    decoder = next((cls for at, magic, cls in _SIGNATURES if head[at : at + len(magic)] == magic), None)
-    if decoder is None:
-        raise ImageError(f"{source} is not a JPEG, PNG or WebP image.", "Convert it to one of these formats.")
-    try:
-        image = decoder(stream)
-    except _DECODER_ERRORS as error:
-        raise _damaged(source, error) from error
-    _check_size(image.size, source, max_pixels)
-    return _load_rgb(image, source)
-
-
-def _load_rgb(image: Image.Image, source: str) -> Image.Image:
-    try:
-        image.load()
-    except _DECODER_ERRORS as error:
-        raise _damaged(source, error) from error
-    try:
-        orientation = image.getexif().get(_ORIENTATION_TAG)
-    except _DECODER_ERRORS:
-        orientation = None
-    rgb = _to_rgb(image, source)
-    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
-
-
-def _to_rgb(image: Image.Image, source: str) -> Image.Image:
-    mode = image.mode
-    if mode == "F":
-        raise ImageError(f"{source} has floating-point pixels.", "Convert it to 8-bit RGB first.")
-    if mode.startswith("I"):
-        image = Image.fromarray(_upper_byte(np.asarray(image), source))
-    elif image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.new("RGB", rgba.size, (255, 255, 255))
-        image.paste(rgba, mask=rgba.getchannel("A"))
-    rgb = image.convert("RGB")
-    rgb.info = {}
-    return rgb
-
-
-def _upper_byte(samples: AnyArray, source: str) -> ByteArray:
-    if samples.min() < 0 or samples.max() > 0xFFFF:
-        raise ImageError(f"{source} has pixel values outside 0..65535.", "Convert it to 8-bit RGB first.")
-    return (samples >> 8).astype(np.uint8)
-
-
-def _from_array(array: AnyArray, max_pixels: int) -> Image.Image:
-    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
-        raise ImageError(
-            f"An image array of shape {array.shape} and dtype {array.dtype}.",
-            "Give uint8 of shape (H, W), (H, W, 3) or (H, W, 4).",
-        )
-    _check_size((array.shape[1], array.shape[0]), "the array", max_pixels)
-    return Image.fromarray(np.ascontiguousarray(array))
-
-
-def _check_size(size: tuple[int, int], source: str, max_pixels: int) -> None:
-    width, height = size
-    if width * height > max_pixels:
-        raise ImageError(
-            f"{source} has {width} x {height} = {width * height} pixels; at most {max_pixels} are allowed.",
-            "Scale the image down first.",
-        )
-    if min(size) < _MIN_SIDE:
-        raise ImageError(
-            f"{source} has {width} x {height} pixels: there is no position to explain.",
-            f"Give an image of at least {_MIN_SIDE} x {_MIN_SIDE} pixels.",
-        )
-
-
-def _damaged(source: str, error: BaseException) -> ImageError:
-    return ImageError(f"{source} is damaged or truncated ({error}).", "Check the file, or save the image again.")
 
 
 def _is_number(value: object, kind: type | tuple[type, ...]) -> bool:

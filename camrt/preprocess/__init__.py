@@ -1,0 +1,8 @@
+"""From an image to the input tensor, and the affine that takes a map back to the original pixels."""
+
+from __future__ import annotations
+
+from camrt.preprocess.decoding import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, ImageLike, load_image
+from camrt.preprocess.preprocessing import PRESETS, Preprocessing
+
+__all__ = ["DEFAULT_MAX_PIXELS", "IMAGE_SUFFIXES", "PRESETS", "ImageLike", "Preprocessing", "load_image"]
