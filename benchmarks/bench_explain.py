@@ -96,7 +96,8 @@ def check_same_work(
     """Largest differences from camrt's output; SystemExit where one is beyond its tolerance.
 
     pytorch-grad-cam computes the same map for every base. torch-cam leaves out a normalisation and has its own
-    Grad-CAM++, so its pipeline is compared through its LayerCAM, in its order of operations; the plain difference is reported too.
+    Grad-CAM++, so its pipeline is compared through its LayerCAM, in its order of operations; the plain difference is
+    reported too.
     """
     outputs = {line.key: line.run() for line in lines}
     differences = {key: largest_difference(outputs[key], outputs["onnxruntime"]) for key in ("torch", "camrt_predict")}

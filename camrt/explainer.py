@@ -214,7 +214,7 @@ class Explainer:
         chosen = outputs.class_indices
         logits = np.broadcast_to(outputs.logits, (len(chosen), outputs.logits.shape[1]))
         probabilities = _probabilities(logits, self.manifest)
-        timings = clock.shared(len(inputs))
+        timings = clock.shared(len(chosen))
         return [
             Explanation(
                 saliency_map=saliency[m],
@@ -257,7 +257,7 @@ class Explainer:
                         explanations, _image_numbers(len(decoded), len(explanations)), strict=True
                     )
                 ]
-        timings = clock.shared(len(images))
+        timings = clock.shared(len(explanations))
         return [replace(item, timings=timings) for item in explanations]
 
     def _in_original_pixels(self, explanation: Explanation, affine: FloatArray, size: tuple[int, int]) -> Explanation:
@@ -279,7 +279,7 @@ class _Clock:
         self._seconds[name] = time.perf_counter() - started
 
     def shared(self, count: int) -> Mapping[str, float]:
-        """The stages' times, divided evenly among the images of a batch."""
+        """The stages' times, divided evenly among the explanations of a run."""
         return {name: seconds / count for name, seconds in self._seconds.items()}
 
 

@@ -93,7 +93,7 @@ def condition(module: nn.Module, target_layers: Sequence[str], images: Array) ->
 
 def _clearing_shift(values: torch.Tensor, kinks: tuple[float, ...]) -> torch.Tensor:
     """(C,) the shift of each channel, out of SHIFTS, that leaves its values farthest from the kinks."""
-    per_channel = values.transpose(0, 1).flatten(1).sort(dim=1).values
+    per_channel = values.transpose(0, 1).flatten(1).contiguous().sort(dim=1).values.contiguous()
     spread = values.std()
     shifts = torch.linspace(-LARGEST_SHIFT, LARGEST_SHIFT, SHIFTS, dtype=values.dtype) * spread
     margins = torch.full((len(per_channel), SHIFTS), torch.inf, dtype=values.dtype)

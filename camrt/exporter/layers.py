@@ -67,7 +67,7 @@ class LayerFinder:
         self._cuts = cut_values(graph, image, logits)
         self._modules = module_outputs(self._nodes)
         self._layouts = _layouts(image, self._nodes)
-        self._names = _display_names(self._modules)
+        self._names = _display_names(self._modules, self._auto(self._stage_values())[0])
 
     def candidates(self) -> list[LayerCandidate]:
         """Every value that all paths from the image to the logits pass through and that has positions, in order."""
@@ -246,11 +246,17 @@ def _is_depthwise(node: ir.Node) -> bool:
     return group > 1 and value is not None and nominal_shape(value)[1] == group
 
 
-def _display_names(modules: dict[str, ir.Value]) -> dict[ir.Value, str]:
-    """Value -> the shortest module path that ends in it."""
+def _display_names(modules: dict[str, ir.Value], stage_ends: Sequence[ir.Value]) -> dict[ir.Value, str]:
+    """Value -> the shortest module path that ends in it, modules of several stages left out."""
+    paths_of_ends = [[path for path, value in modules.items() if value is end] for end in stage_ends]
+
+    def stages_inside(path: str) -> int:
+        return sum(any(f"{inner}.".startswith(f"{path}.") for inner in paths) for paths in paths_of_ends)
+
     names: dict[ir.Value, str] = {}
     for path in sorted(modules, key=lambda path: (path.count("."), len(path)), reverse=True):
-        names[modules[path]] = path
+        if stages_inside(path) < 2:
+            names[modules[path]] = path
     return names
 
 

@@ -55,7 +55,8 @@ def _check_names(graph: onnx.GraphProto) -> None:
 
 def _check_references(graph: onnx.GraphProto) -> None:
     """ValueError where a node reads, or the graph returns, what nothing makes, or where an attribute has no type."""
-    known = {item.name for item in (*graph.input, *graph.initializer, *graph.sparse_initializer)} | {""}
+    known = {item.name for item in (*graph.input, *graph.initializer)} | {""}
+    known.update(tensor.values.name for tensor in graph.sparse_initializer)
     known.update(output for node in graph.node for output in node.output)
     read = [name for node in graph.node for name in node.input] + [value.name for value in graph.output]
     missing = next((name for name in read if name not in known), None)

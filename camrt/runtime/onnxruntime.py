@@ -17,6 +17,7 @@ from camrt.runtime.pruning import PrunableModel
 from camrt.types import AnyArray, FloatArray, IntArray, LayerOutputs, SessionOutputs
 
 _NO_CLASSES = np.empty(0, np.int64)
+_FLOATS = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(double)": np.float64}
 _EXPORT_AGAIN = "Check the model with onnx.checker, or export it again."
 _ENGINE_ERRORS = (
     ort_errors.Fail,
@@ -187,13 +188,22 @@ class OnnxRuntimeModel:
     """Any ONNX model on ONNX Runtime's CPU provider. See camrt.runtime.session.PlainModel."""
 
     def __init__(self, path: str | os.PathLike[str], threads: int = 0) -> None:
-        self._session = _inference_session(os.fspath(path), _options(threads), "CPUExecutionProvider", os.fspath(path))
+        self._path = os.fspath(path)
+        self._session = _inference_session(self._path, _options(threads), "CPUExecutionProvider", self._path)
+        self._dtypes = {
+            value.name: _FLOATS[value.type] for value in self._session.get_inputs() if value.type in _FLOATS
+        }
         self.input_names = tuple(value.name for value in self._session.get_inputs())
         self.output_names = tuple(value.name for value in self._session.get_outputs())
 
     def run(self, inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         """See PlainModel.run."""
-        return dict(zip(self.output_names, self._session.run(None, dict(inputs)), strict=True))
+        feeds = {name: array.astype(self._dtypes.get(name, array.dtype), copy=False) for name, array in inputs.items()}
+        try:
+            outputs = self._session.run(None, feeds)
+        except (*_ENGINE_ERRORS, ValueError) as error:
+            raise InvalidModelError(f"ONNX Runtime cannot run {self._path}: {error}.", _EXPORT_AGAIN) from error
+        return dict(zip(self.output_names, outputs, strict=True))
 
 
 def _options(threads: int) -> onnxruntime.SessionOptions:

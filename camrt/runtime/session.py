@@ -53,5 +53,5 @@ class PlainModel(Protocol):
     output_names: tuple[str, ...]
 
     def run(self, inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
-        """Every output by name."""
+        """Every output by name; inputs are converted to the float type that the model takes."""
         ...

@@ -296,6 +296,7 @@ def test_relu_has_no_gradient_at_zero() -> None:
               inputs=("x", "p")), "mode"),
         (Case("Slice", constants={"s": np.array([0]), "e": np.array([4]), "a": np.array([2]), "t": np.array([2])},
               inputs=("x", "s", "e", "a", "t")), "step"),
+        (Case("Pow", constants={"n": np.array([1.0, 2.0, 3.0, 4.0])}, inputs=("x", "n")), "numbers"),
         (Case("Concat", attributes={"axis": 0}, inputs=("x", "x")), "batch"),
         (Case("ReduceSum", constants={"a": np.array([0])}, attributes={"keepdims": 1}, inputs=("x", "a")), "batch"),
     ],

@@ -95,10 +95,10 @@ def exported(
 ) -> Iterator[Exported]:
     case: Case = request.param
     folder = tmp_path_factory.mktemp(case.id)
-    model = make_model(case.architecture, 0, case.size, case.num_classes)
+    inputs = np.concatenate([make_inputs(1, case.size, image.seed) for image in IMAGES[case.key]])
+    model = make_model(case.architecture, 0, case.size, case.num_classes, inputs)
     source = export_onnx(model, folder / "source.onnx", case.exporter)
     bundle = camrt.export(source, folder / "bundle.onnx", list(model.target_layers), image_size=(case.size, case.size))
-    inputs = np.concatenate([make_inputs(1, case.size, image.seed) for image in IMAGES[case.key]])
     yield Exported(case, model, source, bundle, inputs)
     source.unlink()  # half a gigabyte for the largest models
     bundle.path.unlink()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from camrt.exporter.op_builder import OpBuilder
-from camrt.exporter.vjp.registry import Gradients, constant_scalar, operand, register_vjp, unbroadcast
+from camrt.exporter.vjp.registry import Gradients, constant_scalar, operand, register_vjp, unbroadcast, unsupported
 
 
 @register_vjp("Add", "Sum")
@@ -43,7 +43,8 @@ def div(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
 def power(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
     """dx = dy n x^(n - 1), for a constant exponent n."""
     x, exponent = operand(node, 0), constant_scalar(node, 1)
-    assert exponent is not None
+    if exponent is None:
+        raise unsupported(node, "its exponent is missing")
     lower = x if exponent == 2 else op("Pow", x, op.scalar(exponent - 1))
     return [op("Mul", cotangent, op("Mul", lower, op.scalar(exponent)))]
 

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from camrt.errors import UnsupportedOpError
 from camrt.exporter.op_builder import OpBuilder
 from camrt.exporter.shapes import BATCH, nominal_shape
+from camrt.types import AnyArray
 
 Gradients: TypeAlias = Sequence["ir.Value | None"]
 VjpRule: TypeAlias = Callable[[OpBuilder, ir.Node, ir.Value], Gradients]
@@ -75,22 +76,25 @@ def float_attribute(node: ir.Node, name: str, default: float) -> float:
 
 def constant_ints(node: ir.Node, index: int) -> tuple[int, ...] | None:
     """The integers of a constant input, or None where the input is left out; refuses one computed at run time."""
-    if index >= len(node.inputs) or node.inputs[index] is None:
-        return None
-    value = node.inputs[index]
-    if value is None or value.const_value is None:
-        raise unsupported(node, f"input {index} is not a constant")
-    return tuple(int(number) for number in value.const_value.numpy().reshape(-1))
+    array = _constant(node, index)
+    return None if array is None else tuple(int(number) for number in array.reshape(-1))
 
 
 def constant_scalar(node: ir.Node, index: int) -> float | None:
-    """The number of a constant input, or None where the input is left out; refuses one computed at run time."""
-    if index >= len(node.inputs) or node.inputs[index] is None:
+    """The one number of a constant input, or None where it is left out; refuses several, and values of run time."""
+    array = _constant(node, index)
+    if array is not None and array.size != 1:
+        raise unsupported(node, f"input {index} holds {array.size} numbers")
+    return None if array is None else float(array.reshape(-1)[0])
+
+
+def _constant(node: ir.Node, index: int) -> AnyArray | None:
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
         return None
-    value = node.inputs[index]
-    if value is None or value.const_value is None:
+    if value.const_value is None:
         raise unsupported(node, f"input {index} is not a constant")
-    return float(value.const_value.numpy().reshape(-1)[0])
+    return value.const_value.numpy()
 
 
 def operand(node: ir.Node, index: int = 0) -> ir.Value:
