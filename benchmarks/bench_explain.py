@@ -128,12 +128,12 @@ def kernel_share(explainer: camrt.Explainer, image: FloatArray, base: str, round
 
 def bench_model(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Exports one model, checks and times everybody on it."""
-    model = make_model(name, 0, arguments.size)
+    image = make_inputs(1, arguments.size, IMAGE_SEED)
+    model = make_model(name, 0, arguments.size, images=image)
     source = export_onnx(model, folder / f"{name}.onnx", "torchscript")
     size = (arguments.size, arguments.size)
     bundle = camrt.export(source, folder / f"{name}.bundle.onnx", list(model.target_layers), image_size=size)
     explainer = camrt.Explainer(bundle.path, threads=arguments.threads)
-    image = make_inputs(1, arguments.size, IMAGE_SEED)
     lines = contenders(model, str(source), explainer, image, arguments.base, arguments.threads)
     differences = check_same_work(model, lines, explainer, image)
     seconds = measure(lines, arguments.rounds, arguments.warmup, arguments.pause_ms / 1e3)

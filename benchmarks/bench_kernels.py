@@ -2,8 +2,9 @@
 
     python benchmarks/bench_kernels.py [--repeats 200] [--threads 1 2] [--json results.json]
 
-The contenders take turns within every repetition, so that a busy machine slows all of them. Times are medians; the
-last column compares the fastest repetitions, which other work on the machine disturbs least.
+The contenders take turns in blocks of ten repetitions, so that a busy machine slows all of them; between blocks they
+rest until idle threads have stopped spinning. Times are medians; the last column compares the fastest repetitions,
+which other work on the machine disturbs least.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ MODELS = {
     "mobilenet_v3_small": [(16, 56), (24, 28), (48, 14), (576, 7)],
 }
 OUTPUT_SIZE = (224, 224)
+BLOCK = 10
 Layers = list[tuple[FloatArray, FloatArray]]
 
 
@@ -90,13 +92,14 @@ def contenders(layers: Layers, threads: int) -> dict[str, dict[str, Callable[[],
 def measure_calls(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
     """Median and smallest microseconds of every call."""
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for name in list(calls) * 3:
-        calls[name]()
-    for _ in range(repeats):
+    for _ in range(max(1, repeats // BLOCK)):
         for name, call in calls.items():
-            begin = time.perf_counter()
+            time.sleep(0.005)
             call()
-            times[name].append((time.perf_counter() - begin) * 1e6)
+            for _ in range(BLOCK):
+                begin = time.perf_counter()
+                call()
+                times[name].append((time.perf_counter() - begin) * 1e6)
     return {
         "median": {name: statistics.median(values) for name, values in times.items()},
         "fastest": {name: min(values) for name, values in times.items()},

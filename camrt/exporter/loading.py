@@ -13,6 +13,13 @@ from camrt.errors import InvalidModelError, UnsupportedModelError
 
 MIN_OPSET, MAX_OPSET = 17, 21
 MIN_SOURCE_OPSET = 7
+_CONVERSION_ERRORS = (
+    onnx.version_converter.ConvertError,
+    onnx.shape_inference.InferenceError,
+    RuntimeError,
+    ValueError,
+    IndexError,
+)
 
 
 def load_model(path: Path) -> ir.Model:
@@ -85,7 +92,7 @@ def _converted(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         )
     try:
         return onnx.version_converter.convert_version(proto, target)
-    except (RuntimeError, ValueError, IndexError) as error:
+    except _CONVERSION_ERRORS as error:
         raise UnsupportedModelError(
             f"{path} cannot be converted from opset {opset} to {target}: {error}.",
             f"Export the model again with an opset from {MIN_OPSET} to {MAX_OPSET}.",

@@ -7,7 +7,7 @@ Along one axis, with stride s, kernel k, padding p and dilation d, the gradient 
 Case 1, s = 1: a Conv of dy with the flipped kernel and padding d (k - 1) - p.
 Case 2, s > 1, d = 1: split i = s q + t into s phases. Phase t sees only the taps m = r, r + s, ... with
     r = (t + p) mod s, and is a stride-1 Conv of dy with those taps flipped. The phases are interleaved.
-Case 3, anything else: ConvTranspose, cropped or padded to the input.
+Case 3, anything else (dilated and strided, or strides beyond all use): ConvTranspose, cropped or padded to the input.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from camrt.exporter.op_builder import OpBuilder
 
+_MAX_PHASES = 4096  # one node each
 _TO_THE_START = np.iinfo(np.int64).min
 
 
@@ -84,7 +85,7 @@ def conv_input_gradient(
     swapped = _swap_channels(op, weight, shape, group)
     if all(axis.stride == 1 for axis in axes) and _complement(axes) is not None:
         return _stride_one(op, cotangent, swapped, axes, group)
-    if all(axis.dilation == 1 for axis in axes):
+    if all(axis.dilation == 1 for axis in axes) and axes[0].stride * axes[1].stride <= _MAX_PHASES:
         phases = [[_Phase.of(axis, t) for t in range(axis.stride)] for axis in axes]
         if all(phase.taps == 0 or min(phase.begin, phase.end) >= 0 for phase in (*phases[0], *phases[1])):
             return _phased(op, cotangent, swapped, shape[1] * group, axes, phases, group)

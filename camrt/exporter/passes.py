@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
@@ -15,12 +17,14 @@ from onnx_ir.passes.common import (
     TopologicalSortPass,
 )
 
-from camrt.errors import InvalidInputError, UnsupportedModelError
+from camrt.errors import InvalidInputError, InvalidModelError, UnsupportedModelError
 from camrt.exporter.head import CLASS_INDEX, CLASS_INDEX_OUT, find_image_input
 from camrt.exporter.op_builder import PREFIX, add_constant
 from camrt.exporter.strided_views import RemoveStridedViewPass
 
 DEFAULT_IMAGE_SIZE = (224, 224)
+# A failed shape inference is logged there with its traceback; here it is raised.
+logging.getLogger("onnx_ir").addHandler(logging.NullHandler())
 _RESERVED_PREFIXES = (f"{PREFIX}/", "activations/", "gradients/")
 
 
@@ -136,6 +140,8 @@ class FixImageSizePass(InPlacePass):
                     f"The model takes {dims[2]}x{dims[3]} images only, not {wanted[0]}x{wanted[1]}.",
                     "Leave the size out, or export the source model with dynamic height and width.",
                 )
+        if any(isinstance(dim, int) and dim < 1 for dim in dims):
+            raise InvalidModelError(f"The input {image.name!r} has the shape {image.shape}.", "Export the model again.")
         image.shape = ir.Shape(dims)
         return PassResult(model, True)
 
@@ -149,6 +155,10 @@ class InferShapesPass(InPlacePass):
             for output in node.outputs:
                 output.shape = None
         ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+        if all(output.shape is None for node in model.graph for output in node.outputs):
+            raise InvalidModelError(
+                "ONNX cannot infer the shapes of the model's values.", "Check the model with onnx.checker."
+            )
         return PassResult(model, True)
 
 

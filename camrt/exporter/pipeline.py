@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,7 @@ from onnx_ir.passes import InvariantError
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from camrt.bundle import MANIFEST_KEY, Bundle, Manifest, TargetLayer
-from camrt.errors import CamrtError, InvalidInputError
+from camrt.errors import CamrtError, InvalidInputError, InvalidModelError
 from camrt.exporter.backward import append_backward
 from camrt.exporter.head import (
     CLASS_INDEX,
@@ -34,6 +35,7 @@ from camrt.exporter.shapes import nominal_shape
 from camrt.preprocess import Preprocessing
 
 _TO_NCHW = [0, 3, 1, 2]
+_MALFORMED = (InvariantError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, MemoryError)
 
 
 def export(
@@ -67,13 +69,14 @@ def export(
         InvalidInputError: arguments that contradict each other or the model.
     """
     source, destination = Path(model_path), Path(bundle_path)
-    prepared = _prepare(source, _nominal_size(preprocess, image_size), logits)
-    input_shape = _three(nominal_shape(prepared.image)[1:])
-    preprocessing = _preprocessing(preprocess, input_shape)
-    _check_class_names(class_names, prepared.head.num_classes)
-    layers = prepared.finder.select(target_layers)
-    outputs = tuple(value.name or "" for value in prepared.model.graph.outputs)
-    logits_name, described = _append_outputs(prepared, layers)
+    with _inconsistent_graphs_refused(source):
+        prepared = _prepare(source, _nominal_size(preprocess, image_size), logits)
+        input_shape = _three(nominal_shape(prepared.image)[1:])
+        preprocessing = _preprocessing(preprocess, input_shape)
+        _check_class_names(class_names, prepared.head.num_classes)
+        layers = prepared.finder.select(target_layers)
+        outputs = tuple(value.name or "" for value in prepared.model.graph.outputs)
+        logits_name, described = _append_outputs(prepared, layers)
     manifest = Manifest(
         camrt_version=version("camrt"),
         source_name=source.name,
@@ -100,7 +103,9 @@ def list_layers(
     model_path: str | os.PathLike[str], image_size: tuple[int, int] | None = None, logits: str | None = None
 ) -> list[LayerCandidate]:
     """Every layer that can be explained, in the order of the network, with what ``auto`` picks and why."""
-    return _prepare(Path(model_path), image_size, logits).finder.candidates()
+    source = Path(model_path)
+    with _inconsistent_graphs_refused(source):
+        return _prepare(source, image_size, logits).finder.candidates()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +124,29 @@ def _prepare(source: Path, image_size: tuple[int, int] | None, logits: str | Non
         raise InvalidInputError(
             f"{source} is a camrt bundle already.", "Use it as it is, or export the source model again."
         )
-    try:
-        normalize(model, image_size)
-    except InvariantError as error:
-        if isinstance(error.__cause__, CamrtError):
-            raise error.__cause__ from error
-        raise
+    normalize(model, image_size)
     image, head = find_image_input(model.graph), find_head(model.graph, logits)
     return _Prepared(model, image, head, LayerFinder(model.graph, image, head.logits))
+
+
+@contextmanager
+def _inconsistent_graphs_refused(source: Path) -> Iterator[None]:
+    """Turns what a graph against ONNX's rules makes of the passes and vjp rules into InvalidModelError.
+
+    A node may lack an input or attribute that its operator requires, or give one of an absurd value. The rules read
+    what ONNX guarantees; they do not check it again.
+    """
+    try:
+        yield
+    except CamrtError:
+        raise
+    except _MALFORMED as error:
+        if isinstance(error, InvariantError) and isinstance(error.__cause__, CamrtError):
+            raise error.__cause__ from error
+        raise InvalidModelError(
+            f"The graph in {source} is inconsistent ({type(error).__name__}: {error}).",
+            "Check it with onnx.checker, or export the model again.",
+        ) from error
 
 
 def _append_outputs(prepared: _Prepared, layers: Mapping[str, ir.Value]) -> tuple[str, tuple[TargetLayer, ...]]:

@@ -10,8 +10,8 @@ BATCH = -1  # stands for the batch axis in a nominal shape
 
 
 def is_known(value: ir.Value) -> bool:
-    """Whether every axis of ``value`` but the first has a known length."""
-    return value.shape is not None and all(isinstance(dim, int) for dim in value.shape[1:])
+    """Whether every axis of ``value`` but the first has a known, positive length."""
+    return value.shape is not None and all(isinstance(dim, int) and dim > 0 for dim in value.shape[1:])
 
 
 def is_float(value: ir.Value | None) -> bool:

@@ -66,7 +66,7 @@ class OnnxRuntimeSession:
         self._check_inputs(inputs)
         manifest = self.manifest
         (logits,) = self._run((manifest.logits,), {manifest.input_name: inputs})
-        return _float32(logits)
+        return self._logits(logits, len(inputs))
 
     def prepare(self, layers: Sequence[str]) -> None:
         """See Session.prepare."""
@@ -82,10 +82,14 @@ class OnnxRuntimeSession:
         feeds: dict[str, AnyArray] = {manifest.input_name: inputs, manifest.class_index_input: class_indices}
         logits, chosen, *arrays = self._run(self._explaining(layers), feeds)
         outputs = tuple(
-            LayerOutputs(name, _float32(arrays[2 * index]), _float32(arrays[2 * index + 1]))
+            LayerOutputs(
+                name,
+                self._typed(arrays[2 * index], (len(inputs), *manifest.layer(name).shape)),
+                self._typed(arrays[2 * index + 1], (len(class_indices), *manifest.layer(name).shape)),
+            )
             for index, name in enumerate(layers)
         )
-        return SessionOutputs(_float32(logits), chosen, outputs)
+        return SessionOutputs(self._logits(logits, len(inputs)), chosen, outputs)
 
     def run_from_layer(self, layer: str, activations: FloatArray) -> FloatArray:
         """See Session.run_from_layer."""
@@ -100,7 +104,19 @@ class OnnxRuntimeSession:
                 f"Layer {layer!r} takes float32 of shape (N, {', '.join(map(str, target.shape))}).",
             )
         (logits,) = self._run((self.manifest.logits,), {target.activations: activations}, target.activations)
-        return _float32(logits)
+        return self._logits(logits, len(activations))
+
+    def _logits(self, array: AnyArray, batch: int) -> FloatArray:
+        return self._typed(array, (batch, self.manifest.num_classes))
+
+    def _typed(self, array: AnyArray, shape: tuple[int, ...]) -> FloatArray:
+        """An output as float32; BundleError where it has not the shape that the manifest says."""
+        if array.shape != shape:
+            raise BundleError(
+                f"{self._path} returns an array of shape {array.shape} where its manifest says {shape}.",
+                "Export the model again.",
+            )
+        return array if array.dtype == np.float32 else array.astype(np.float32)
 
     def _run(
         self, outputs: tuple[str, ...], feeds: Mapping[str, AnyArray], cut_at: str | None = None
@@ -223,7 +239,3 @@ def _inference_session(
         return onnxruntime.InferenceSession(model, options, providers=[provider], enable_fallback=0)
     except _ENGINE_ERRORS as error:
         raise InvalidModelError(f"ONNX Runtime cannot load {path}: {error}.", _EXPORT_AGAIN) from error
-
-
-def _float32(array: AnyArray) -> FloatArray:
-    return array if array.dtype == np.float32 else array.astype(np.float32)

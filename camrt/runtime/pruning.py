@@ -21,6 +21,7 @@ from camrt.errors import InvalidModelError, UnsupportedModelError
 from camrt.types import AnyArray
 
 _INLINE_BYTES = 1024  # smaller initialisers (shapes, axes, scalars) stay in the graph, where optimisers read them
+_SHAREABLE_KINDS = "biuf"  # NumPy's own numbers; strings and bfloat16 cannot be handed over as arrays
 _EXTERNAL_NAME = "shared-weights"
 
 
@@ -135,7 +136,7 @@ class PrunableModel:
     def _keep(self, tensor: onnx.TensorProto) -> None:
         """Files one initialiser: inline, or as a shared array with a reference to it."""
         array = numpy_helper.to_array(tensor)
-        if array.nbytes <= _INLINE_BYTES:
+        if array.nbytes <= _INLINE_BYTES or array.dtype.kind not in _SHAREABLE_KINDS:
             small = onnx.TensorProto()
             small.CopyFrom(tensor)
             self._small[tensor.name] = small

@@ -9,7 +9,7 @@ shift || true
 build=build/sanitize
 site="$build/site"
 
-cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCAMRT_SANITIZE=ON \
+cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCAMRT_SANITIZE=ON \
   -DPython_EXECUTABLE="$("$python" -c 'import sys; print(sys.executable)')" \
   -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" > /dev/null
 ninja -C "$build"
@@ -32,8 +32,9 @@ export LD_PRELOAD="$("$compiler" -print-file-name=libasan.so):$("$compiler" -pri
 export ASAN_OPTIONS=detect_leaks=0:abort_on_error=0:detect_stack_use_after_return=1
 export UBSAN_OPTIONS=print_stacktrace=1
 "$python" -S -c 'import camrt.kernels._native as native; assert "sanitize" in native.__file__, native.__file__'
+# Only Python's own streams are captured: a report of the sanitizers goes straight to the terminal.
 for variant in $("$python" -S -c 'import camrt.kernels._native as n; print(*n.cpu_features()[1])'); do
   echo "CAMRT_CPU=$variant"
   CAMRT_CPU="$variant" "$python" -S -m pytest -c /dev/null --rootdir "$PWD" --confcutdir tests/kernels \
-    --import-mode importlib -p no:cacheprovider -q "$@" tests/kernels
+    --import-mode importlib -p no:cacheprovider --capture sys -q "$@" tests/kernels
 done

@@ -25,17 +25,17 @@ ACTIVE, AVAILABLE = _native.cpu_features()
 
 def everything(backend: NativeBackend) -> list[AnyArray]:
     """One result of every kernel, on inputs large enough to be shared out over threads."""
-    activations, gradients = layer(1, 3, 1, 40, 56, 55)
+    activations, gradients = layer(1, 3, 1, 64, 56, 55)
     layers = [maps(seed, 3, size, size) for seed, size in enumerate((56, 28, 13, 7))]
     results: list[AnyArray] = [backend.layer_map(activations, gradients, rule) for rule in CHANNEL_RULES + PIXEL_RULES]
     results += [backend.channel_weights(activations, gradients, rule) for rule in CHANNEL_RULES]
     results += [backend.pixel_weights(activations, gradients, rule) for rule in PIXEL_RULES]
     results += [backend.weighted_sum(activations, gradients), backend.weighted_sum(activations, gradients[..., 0, 0])]
-    results += [backend.fuse_layers(layers, (230, 231), fusion)[0] for fusion in FUSIONS]
-    results += [backend.fuse_layers([m[:1] for m in layers], (310, 301), order="resize_once")[0]]
-    results += [backend.normalize(maps(9, 3, 400, 400)), backend.resize(layers[0], (400, 500))]
+    results += [backend.fuse_layers(layers, (330, 331), fusion)[0] for fusion in FUSIONS]
+    results += [backend.fuse_layers([m[:1] for m in layers], (1010, 1001), order="resize_once")[0]]
+    results += [backend.normalize(maps(9, 3, 450, 450)), backend.resize(layers[0], (700, 800))]
     for matrix in ([[0.1, 0, 1], [0, 0.1, 2]], [[0.1, 0.01, 1], [0, 0.1, 2]]):
-        results.append(backend.warp_affine(layers[0], np.float32(matrix), (400, 500)))
+        results.append(backend.warp_affine(layers[0], np.float32(matrix), (700, 800)))
     return results
 
 
@@ -60,9 +60,9 @@ def test_one_backend_called_from_eight_threads():
 
 def test_backends_come_and_go():
     layers = [maps(1, 4, 56, 56)]
-    expected = NativeBackend(1).fuse_layers(layers, (224, 224))[0]
+    expected = NativeBackend(1).fuse_layers(layers, (800, 800))[0]
     for threads in (2, 3) * 10:
-        np.testing.assert_array_equal(NativeBackend(threads).fuse_layers(layers, (224, 224))[0], expected)
+        np.testing.assert_array_equal(NativeBackend(threads).fuse_layers(layers, (800, 800))[0], expected)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -97,15 +97,15 @@ import numpy as np
 from camrt.kernels.native_backend import NativeBackend
 backend = NativeBackend(4)
 maps = [np.random.default_rng(0).random((4, 56, 56), dtype=np.float32)]
-expected = backend.fuse_layers(maps, (224, 224))[0]
+expected = backend.fuse_layers(maps, (800, 800))[0]
 for _ in range(3):
     child = os.fork()
     if child == 0:
-        same = all(np.array_equal(backend.fuse_layers(maps, (224, 224))[0], expected) for _ in range(5))
+        same = all(np.array_equal(backend.fuse_layers(maps, (800, 800))[0], expected) for _ in range(5))
         del backend
         os._exit(0 if same else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-assert np.array_equal(backend.fuse_layers(maps, (224, 224))[0], expected)
+assert np.array_equal(backend.fuse_layers(maps, (800, 800))[0], expected)
 """
 
 

@@ -15,6 +15,8 @@ from camrt.exporter.op_builder import OpBuilder
 from camrt.exporter.shapes import nominal_shape
 from camrt.exporter.vjp.registry import ints_attribute, operand, unsupported
 
+_MAX_POSITIONS = 1 << 14  # of one window: the gradient takes some nodes a position
+
 
 def begin_pads(
     node: ir.Node, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int] = (1, 1)
@@ -52,13 +54,15 @@ class Window:
 
     @classmethod
     def of(cls, node: ir.Node) -> Window:
-        """Reads a pooling node; refuses windows that are dilated or not 2-D."""
+        """Reads a pooling node; refuses windows that are dilated, not 2-D, or of absurd size."""
         kernel = ints_attribute(node, "kernel_shape", ())
         if len(kernel) != 2:
             raise unsupported(node, f"a window of rank {len(kernel)}")
         if any(rate != 1 for rate in ints_attribute(node, "dilations", (1, 1))):
             raise unsupported(node, "a dilated window")
         strides = ints_attribute(node, "strides", (1, 1))
+        if min(*kernel, *strides) < 1 or max(kernel[0] * kernel[1], strides[0] * strides[1]) > _MAX_POSITIONS:
+            raise unsupported(node, f"a window of {kernel} with strides of {strides}")
         size, output = nominal_shape(operand(node))[2:], nominal_shape(node.outputs[0])[2:]
         return cls(
             (kernel[0], kernel[1]),

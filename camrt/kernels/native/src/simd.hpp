@@ -94,16 +94,25 @@ struct DoubleLanes {
         }
     }
 
-    // In a fixed order, the same in every variant.
+    // Each step adds the upper half of what is left to its lower half: the same order in every variant.
     [[nodiscard]] double total() const {
-        double partial[kLaneCount];
-        __builtin_memcpy(partial, part, sizeof partial);
-        for (int step = kLaneCount / 2; step > 0; step /= 2) {
-            for (int i = 0; i < step; ++i) {
-                partial[i] += partial[i + step];
+        DoubleVector sum[kParts];
+        for (int k = 0; k < kParts; ++k) {
+            sum[k] = part[k] + part[k + kParts];
+        }
+        for (int count = kParts / 2; count > 0; count /= 2) {
+            for (int k = 0; k < count; ++k) {
+                sum[k] += sum[k + count];
             }
         }
-        return partial[0];
+        double lanes[kWidth / 2];
+        __builtin_memcpy(lanes, sum, sizeof lanes);
+        for (int count = kWidth / 4; count > 0; count /= 2) {
+            for (int i = 0; i < count; ++i) {
+                lanes[i] += lanes[i + count];
+            }
+        }
+        return lanes[0];
     }
 };
 

@@ -16,7 +16,8 @@
 namespace camrt {
 namespace {
 
-constexpr std::size_t kSmallestSharedCost = 250'000;
+// Below this, waiting for a worker that shares its core with somebody else costs more than it saves.
+constexpr std::size_t kSmallestSharedCost = 1'000'000;
 
 // Counts the forks between the process that loaded this library and this process: threads do not survive a fork.
 std::atomic<unsigned> fork_generation{0};

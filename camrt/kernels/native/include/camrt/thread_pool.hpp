@@ -18,7 +18,7 @@ class ThreadPool {
     [[nodiscard]] std::size_t threads() const { return threads_; }
 
     // Calls task(i) for every i < count and returns when all are done; the first exception is thrown again here.
-    // Runs on the caller's thread alone if the whole is less than about 50 microseconds of work (`cost` is in
+    // Runs on the caller's thread alone if the whole is less than about 200 microseconds of work (`cost` is in
     // elements touched), or if another thread is using the pool. Safe to call from several threads and after fork().
     template <typename Task>
     void run(std::size_t count, std::size_t cost, const Task& task) {

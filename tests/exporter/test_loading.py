@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import helper
+
+from camrt.errors import InvalidModelError, UnsupportedModelError
+from camrt.exporter.loading import digest, load_model
+from tests.exporter.graphs import edit_model, node_named, small_classifier
+
+
+@pytest.mark.parametrize(("opset", "loaded"), [(11, 17), (16, 17), (17, 17), (19, 19), (21, 21), (22, 21)])
+def test_opsets_are_brought_into_range(opset: int, loaded: int, tmp_path: Path) -> None:
+    model = load_model(small_classifier(tmp_path / "source.onnx", opset=opset))
+    assert model.graph.opset_imports[""] == loaded
+
+
+@pytest.mark.parametrize("opset", [1, 6])
+def test_old_opsets_are_refused(opset: int, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"opset {opset}.") as caught:
+        load_model(small_classifier(tmp_path / "source.onnx", opset=opset))
+    assert "7 up" in caught.value.next_step
+
+
+def test_an_operator_that_cannot_be_converted_is_named(tmp_path: Path) -> None:
+    def upsample(proto: onnx.ModelProto) -> None:
+        node_named(proto, "relu2").op_type = "NoSuchOperator"
+
+    with pytest.raises(UnsupportedModelError, match=r"from opset 11 to 17.*NoSuchOperator"):
+        load_model(edit_model(small_classifier(tmp_path / "source.onnx", opset=11), upsample))
+
+
+def test_the_domain_may_be_written_out(tmp_path: Path) -> None:
+    def spell(proto: onnx.ModelProto) -> None:
+        proto.opset_import[0].domain = "ai.onnx"
+
+    assert len(load_model(edit_model(small_classifier(tmp_path / "source.onnx"), spell)).graph) == 11
+
+
+def nothing_makes_it(proto: onnx.ModelProto) -> None:
+    node_named(proto, "conv2").input[0] = "nowhere"
+
+
+def no_such_output(proto: onnx.ModelProto) -> None:
+    proto.graph.output[0].name = "nowhere"
+
+
+def attribute_without_type(proto: onnx.ModelProto) -> None:
+    node_named(proto, "conv2").attribute[0].type = onnx.AttributeProto.UNDEFINED
+
+
+def damaged_weight(proto: onnx.ModelProto) -> None:
+    proto.graph.initializer[0].dims[0] = 5
+
+
+@pytest.mark.parametrize(
+    ("edit", "text"),
+    [
+        (nothing_makes_it, "'nowhere'"),
+        (no_such_output, "'nowhere'"),
+        (attribute_without_type, "'conv2' has no type"),
+        (damaged_weight, "reshape"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_inconsistent_graphs(edit: Callable[[onnx.ModelProto], None], text: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidModelError, match=text):
+        load_model(edit_model(small_classifier(tmp_path / "source.onnx"), edit))
+
+
+def test_sparse_weights_and_values_left_out_are_known(tmp_path: Path) -> None:
+    def edit(proto: onnx.ModelProto) -> None:
+        values = helper.make_tensor("sparse", onnx.TensorProto.FLOAT, [1], [2.0])
+        indices = helper.make_tensor("indices", onnx.TensorProto.INT64, [1], [3])
+        proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [4, 1, 1]))
+        node_named(proto, "relu2").CopyFrom(helper.make_node("Add", ["c2", "sparse"], ["r2"], "relu2"))
+        proto.graph.node.append(helper.make_node("Clip", ["r2", ""], ["clipped"], "clip"))
+
+    path = edit_model(small_classifier(tmp_path / "source.onnx"), edit)
+    try:
+        assert load_model(path)
+    except InvalidModelError as error:
+        raise AssertionError("a valid reference was not known") from error
+
+
+def test_digest(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    assert digest(path) == hashlib.sha256(b"content").hexdigest()
