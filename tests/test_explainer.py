@@ -411,7 +411,9 @@ def test_wrong_arguments_are_refused(explainer: camrt.Explainer, error: type[Cam
     assert caught.value.next_step
 
 
-def test_wrong_names_are_found_before_anything_runs(explainer: camrt.Explainer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_names_are_found_before_anything_runs(
+    explainer: camrt.Explainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("the session ran")
 

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from camrt.errors import UnsupportedOpError
+from camrt.exporter.gelu_patterns import find_gelu_patterns
 from camrt.exporter.graph_walk import path_nodes, values_between
 from camrt.exporter.op_builder import OpBuilder
 from camrt.exporter.vjp import MULTI_OUTPUT_RULES, VJP_RULES, has_rule
+from camrt.exporter.vjp.activation import gelu_gradient
 from camrt.exporter.vjp.registry import unsupported
 
 
@@ -37,14 +39,19 @@ def append_backward(
         if not has_rule(node):
             raise _unsupported(graph, node, logits, targets)
     op.wanted = between
+    gelus = find_gelu_patterns(nodes, targets.values())
     gradients: dict[ir.Value, ir.Value] = {logits: logits_cotangent}
     for node in reversed(nodes):
+        if node in gelus.inner:
+            continue
         op.dtype = node.outputs[0].dtype or op.dtype
+        cotangents = [gradients.get(output) for output in node.outputs]
+        inputs: Sequence[ir.Value | None] = [gelus.sources[node]] if node in gelus.sources else node.inputs
         try:
-            contributions = _apply_rule(op, node, [gradients.get(output) for output in node.outputs])
+            contributions = _apply_rule(op, node, inputs, cotangents)
         except UnsupportedOpError as error:
             raise _unsupported(graph, node, logits, targets, error.reason) from error
-        for value, gradient in zip(node.inputs, contributions, strict=True):
+        for value, gradient in zip(inputs, contributions, strict=True):
             if value is None or value not in between:
                 continue
             if gradient is None:
@@ -53,8 +60,10 @@ def append_backward(
     return {name: gradients[value] for name, value in targets.items()}
 
 
-def _apply_rule(op: OpBuilder, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> Sequence[ir.Value | None]:
-    """The gradients of a node's inputs; a rule may leave out trailing inputs.
+def _apply_rule(
+    op: OpBuilder, node: ir.Node, inputs: Sequence[ir.Value | None], cotangents: Sequence[ir.Value | None]
+) -> Sequence[ir.Value | None]:
+    """The gradients of ``inputs``: those of the node, or the one of a pattern that ends in it.
 
     Raises:
         UnsupportedOpError: the rule refuses the node, or an output that the rule does not cover is on the path.
@@ -65,8 +74,11 @@ def _apply_rule(op: OpBuilder, node: ir.Node, cotangents: Sequence[ir.Value | No
         cotangent = cotangents[0]
         if cotangent is None or any(other is not None for other in cotangents[1:]):
             raise unsupported(node, "an output other than its first is used")
+        if inputs is not node.inputs:
+            assert inputs[0] is not None
+            return [gelu_gradient(op, inputs[0], cotangent)]
         found = VJP_RULES[node.op_type](op, node, cotangent)
-    return [*found, *[None] * (len(node.inputs) - len(found))]
+    return [*found, *[None] * (len(inputs) - len(found))]
 
 
 def _unsupported(

@@ -155,7 +155,43 @@ def test_changed_bytes_give_a_result_or_a_typed_error(
     assert "Traceback" not in printed.err
 
 
-_OPERATORS = ["Relu", "Conv", "MaxPool", "AveragePool", "Reshape", "Transpose", "Gemm", "MatMul", "Softmax", "Concat", "Split", "Slice", "Pad", "ReduceMean", "Clip", "BatchNormalization", "LayerNormalization", "Dropout", "Squeeze", "Unsqueeze", "Expand", "Where", "Cast", "Pow", "Flatten", "Identity", "Shape", "Gather", "If", "Loop", "Constant", "Resize", "ConvTranspose", "Equal", "NoSuchOperator"]
+_OPERATORS = [
+    "Relu",
+    "Conv",
+    "MaxPool",
+    "AveragePool",
+    "Reshape",
+    "Transpose",
+    "Gemm",
+    "MatMul",
+    "Softmax",
+    "Concat",
+    "Split",
+    "Slice",
+    "Pad",
+    "ReduceMean",
+    "Clip",
+    "BatchNormalization",
+    "LayerNormalization",
+    "Dropout",
+    "Squeeze",
+    "Unsqueeze",
+    "Expand",
+    "Where",
+    "Cast",
+    "Pow",
+    "Flatten",
+    "Identity",
+    "Shape",
+    "Gather",
+    "If",
+    "Loop",
+    "Constant",
+    "Resize",
+    "ConvTranspose",
+    "Equal",
+    "NoSuchOperator",
+]
 _NUMBERS = (-3, -1, 0, 1, 2, 7, 2**31, 2**62, -(2**62))
 
 

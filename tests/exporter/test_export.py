@@ -604,10 +604,23 @@ def half(proto: onnx.ModelProto) -> None:
         value.type.tensor_type.elem_type = TensorProto.FLOAT16
 
 
+def half_inside(proto: onnx.ModelProto) -> None:
+    """Half precision between two Casts, as converters make it that keep the types of inputs and outputs."""
+    half(proto)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT
+    for node in proto.graph.node:
+        node.input[:] = ["image_half" if name == "image" else name for name in node.input]
+        node.output[:] = ["logits_half" if name == "logits" else name for name in node.output]
+    proto.graph.node.insert(0, helper.make_node("Cast", ["image"], ["image_half"], "down", to=TensorProto.FLOAT16))
+    proto.graph.node.append(helper.make_node("Cast", ["logits_half"], ["logits"], "up", to=TensorProto.FLOAT))
+
+
+@pytest.mark.parametrize("edit", [half, half_inside], ids=lambda edit: edit.__name__)
 @pytest.mark.parametrize("network", ["small", "residual", "channels-last"])
-def test_a_half_precision_model(network: str, tmp_path: Path) -> None:
+def test_a_half_precision_model(network: str, edit: Callable[[onnx.ModelProto], None], tmp_path: Path) -> None:
     single = exported(NETWORKS[network](tmp_path / "single.onnx"))
-    bundle = exported(edit_model(NETWORKS[network](tmp_path / "half.onnx"), half))
+    bundle = exported(edit_model(NETWORKS[network](tmp_path / "half.onnx"), edit))
     inputs = images(bundle)
     mine, theirs = explain(bundle, inputs, [1, -1, 3]), explain(single, inputs, [1, -1, 3])
     assert mine.logits.dtype == np.float32

@@ -11,7 +11,9 @@ from camrt.exporter.head import find_head, find_image_input
 from tests.exporter.graphs import model_proto
 
 
-def graph(*nodes: onnx.NodeProto, shape: tuple[int | str, ...] = ("N", 6), outputs: tuple[str, ...] = ("out",)) -> ir.Graph:
+def graph(
+    *nodes: onnx.NodeProto, shape: tuple[int | str, ...] = ("N", 6), outputs: tuple[str, ...] = ("out",)
+) -> ir.Graph:
     """Nodes on an input x; shapes inferred."""
     constants = {"axes": np.array([2, 3]), "to": np.array([-1, 6]), "w": np.ones((6, 4), np.float32)}
     proto = model_proto(list(nodes), {"x": shape}, dict.fromkeys(outputs, ()), constants)

@@ -293,9 +293,7 @@ def test_module_paths_of_both_exporters(edit: Callable[[onnx.ModelProto], None],
 
 
 @pytest.mark.parametrize("edit", [torchscript_names, dynamo_scopes], ids=lambda edit: edit.__name__)
-def test_auto_names_layers_by_the_shortest_module_path(
-    edit: Callable[[onnx.ModelProto], None], tmp_path: Path
-) -> None:
+def test_auto_names_layers_by_the_shortest_module_path(edit: Callable[[onnx.ModelProto], None], tmp_path: Path) -> None:
     source = edit_model(small_classifier(tmp_path / "source.onnx"), edit)
     assert exported_layers(source, "auto") == ("backbone", "layer1")
     assert exported_layers(source, ["layer1.?"]) == ("layer1.0",)

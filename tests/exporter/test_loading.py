@@ -80,11 +80,8 @@ def test_sparse_weights_and_values_left_out_are_known(tmp_path: Path) -> None:
         node_named(proto, "relu2").CopyFrom(helper.make_node("Add", ["c2", "sparse"], ["r2"], "relu2"))
         proto.graph.node.append(helper.make_node("Clip", ["r2", ""], ["clipped"], "clip"))
 
-    path = edit_model(small_classifier(tmp_path / "source.onnx"), edit)
-    try:
-        assert load_model(path)
-    except InvalidModelError as error:
-        raise AssertionError("a valid reference was not known") from error
+    model = load_model(edit_model(small_classifier(tmp_path / "source.onnx"), edit))
+    assert [node.op_type for node in model.graph][-1] == "Clip"
 
 
 def test_digest(tmp_path: Path) -> None:

@@ -52,9 +52,7 @@ def test_a_pointwise_gradient_needs_no_flipped_kernel() -> None:
     ],
     ids=["even", "odd", "pointwise", "patches2", "patches4", "one-axis"],
 )
-def test_a_strided_gradient_is_a_conv_a_phase(
-    shape: tuple, weight: tuple, attributes: dict, convolutions: int
-) -> None:
+def test_a_strided_gradient_is_a_conv_a_phase(shape: tuple, weight: tuple, attributes: dict, convolutions: int) -> None:
     ops = backward(shape, weight, **attributes)
     assert ops["Conv"] == convolutions
     assert not ops["ConvTranspose"]

@@ -193,7 +193,6 @@ def test_names_of_the_bundle_are_freed() -> None:
     assert FreeNamesPass()(model).modified
     names = {output.name for node in model.graph for output in node.outputs} | set(model.graph.initializers)
     assert names == {"source/0/activations/x", "source/1/class_index", "y", "source/2/camrt/constant_0"}
-    onnx.checker.check_model(ir.to_proto(model))
     assert not FreeNamesPass()(model).modified
 
 
@@ -235,7 +234,9 @@ def test_a_gather_that_takes_everything_in_order_goes() -> None:
     assert relu.inputs[0] is model.graph.inputs[0]
 
 
-@pytest.mark.parametrize("index", [np.arange(12)[::-1].copy(), np.zeros(12, np.int64), np.r_[0:6, 6:12][[1, 0, *range(2, 12)]]])
+@pytest.mark.parametrize(
+    "index", [np.arange(12)[::-1].copy(), np.zeros(12, np.int64), np.r_[0:6, 6:12][[1, 0, *range(2, 12)]]]
+)
 def test_any_other_gather_stays(index: np.ndarray) -> None:
     model = gathered(index.reshape(1, 3, 2, 2))
     assert not RemoveStridedViewPass()(model).modified

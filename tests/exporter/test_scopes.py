@@ -63,7 +63,18 @@ def test_recorded_scopes_come_before_the_name() -> None:
 
 @pytest.mark.parametrize(
     "scopes",
-    ["", "no list", "['', 'open", "7", "None", "{'a': 1}", "['', 3, None, 'x']", "[" * 5000, "__import__('os')", "'text'"],
+    [
+        "",
+        "no list",
+        "['', 'open",
+        "7",
+        "None",
+        "{'a': 1}",
+        "['', 3, None, 'x']",
+        "[" * 5000,
+        "__import__('os')",
+        "'text'",
+    ],
 )
 def test_damaged_scopes_count_as_none(scopes: str) -> None:
     assert paths(chain(["/layer1/Relu"], [scopes])) == {}

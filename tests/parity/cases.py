@@ -60,6 +60,16 @@ IMAGES: dict[tuple[str, int], tuple[Image, Image]] = {
     ("densenet121", SMALL): (Image(116, 10), Image(117, 4)),
     ("squeezenet1_1", SMALL): (Image(100, 1), Image(101, 1)),
     ("convnext_tiny", SMALL): (Image(100, 1), Image(101, 1)),
+    ("resnet18", FULL): (Image(100, 1), Image(101, 1)),
+    ("resnet50", FULL): (Image(100, 333), Image(101, 1)),
+    ("vgg11_bn", FULL): (Image(100, 1), Image(101, 1)),
+    ("vgg16", FULL): (Image(116, 1), Image(117, 1)),
+    ("mobilenet_v2", FULL): (Image(100, 1), Image(101, 1)),
+    ("mobilenet_v3_small", FULL): (Image(124, 499), Image(125, 333)),
+    ("efficientnet_b0", FULL): (Image(140, 1), Image(141, 831)),
+    ("densenet121", FULL): (Image(120, 1), Image(121, 1)),
+    ("squeezenet1_1", FULL): (Image(100, 1), Image(101, 1)),
+    ("convnext_tiny", FULL): (Image(100, 1), Image(101, 1)),
 }
 
 

@@ -111,11 +111,19 @@ def gelu(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
     approximate = node.attributes.get("approximate")
     if approximate is not None and approximate.as_string() == "tanh":
         return [op("Mul", cotangent, _gelu_tanh_slope(op, x))]
-    phi_sum = op("Erf", op("Mul", x, op.scalar(math.sqrt(0.5))))
-    cumulative = op("Mul", op("Add", phi_sum, op.scalar(1.0)), op.scalar(0.5))
+    return [gelu_gradient(op, x, cotangent)]
+
+
+def gelu_gradient(op: OpBuilder, x: ir.Value, cotangent: ir.Value) -> ir.Value:
+    """dy (Phi(x) + x phi(x)), computed from x alone.
+
+    The Erf is taken of -x / sqrt(2): one of x / sqrt(2) would be merged with the forward pass's, and break its fusion.
+    """
+    tail = op("Erf", op("Mul", x, op.scalar(-math.sqrt(0.5))))
+    cumulative = op("Sub", op.scalar(0.5), op("Mul", tail, op.scalar(0.5)))
     bell = op("Exp", op("Mul", op("Mul", x, x), op.scalar(-0.5)))
     density = op("Mul", bell, op.scalar(1 / math.sqrt(2 * math.pi)))
-    return [op("Mul", cotangent, op("Add", cumulative, op("Mul", x, density)))]
+    return op("Mul", cotangent, op("Add", cumulative, op("Mul", x, density)))
 
 
 def _gelu_tanh_slope(op: OpBuilder, x: ir.Value) -> ir.Value:
