@@ -1,0 +1,178 @@
+"""Forms of the operators that the backward part is made of, in ONNX Runtime: why the exporter writes what it writes.
+
+    python -m benchmarks.bench_lowering
+
+Each group computes one thing in several forms, on the same inputs, in turns, and checks that the results are equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+from rich.console import Console
+from rich.table import Table
+
+from camrt.exporter.lowering import Axis, conv_input_gradient
+from camrt.exporter.op_builder import OpBuilder
+from camrt.types import AnyArray, FloatArray
+
+node = helper.make_node
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to compute ``out`` from the group's inputs."""
+
+    label: str
+    nodes: Sequence[onnx.NodeProto]
+    constants: dict[str, AnyArray] = field(default_factory=dict)
+
+    def model(self, inputs: dict[str, FloatArray]) -> onnx.ModelProto:
+        graph = helper.make_graph(
+            list(self.nodes),
+            "form",
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape) for name, array in inputs.items()],
+            [helper.make_tensor_value_info("out", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(np.asarray(array), name) for name, array in self.constants.items()],
+        )
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def masks() -> tuple[str, dict[str, FloatArray], list[tuple[str, onnx.ModelProto]]]:
+    inputs = arrays(y=(1, 64, 56, 56), dy=(1, 64, 56, 56))
+    zero = {"zero": np.float32(0)}
+    greater = node("Greater", ["y", "zero"], ["m"])
+    forms = [
+        Form(
+            "Greater, Cast, Mul", [greater, node("Cast", ["m"], ["f"], to=1), node("Mul", ["dy", "f"], ["out"])], zero
+        ),
+        Form("Greater, Where", [greater, node("Where", ["m", "dy", "zero"], ["out"])], zero),
+        Form("Sign, Mul (y >= 0)", [node("Sign", ["y"], ["f"]), node("Mul", ["dy", "f"], ["out"])]),
+    ]
+    inputs["y"] = np.maximum(inputs["y"], 0)
+    return "gradient of a ReLU, 64x56x56", inputs, [(form.label, form.model(inputs)) for form in forms]
+
+
+def interleaving() -> tuple[str, dict[str, FloatArray], list[tuple[str, onnx.ModelProto]]]:
+    inputs = arrays(**dict.fromkeys("abcd", (1, 128, 28, 28)))
+    concats = [
+        *[node("Unsqueeze", [name, "last"], [f"{name}1"]) for name in "abcd"],
+        node("Concat", ["a1", "b1"], ["ab"], axis=4),
+        node("Concat", ["c1", "d1"], ["cd"], axis=4),
+        node("Reshape", ["ab", "band"], ["ab2"]),
+        node("Reshape", ["cd", "band"], ["cd2"]),
+        node("Concat", ["ab2", "cd2"], ["rows"], axis=3),
+        node("Reshape", ["rows", "whole"], ["out"]),
+    ]
+    shapes = {"last": np.array([4]), "band": np.array([-1, 128, 28, 1, 56]), "whole": np.array([-1, 128, 56, 56])}
+    depth = [
+        node("Concat", list("abcd"), ["stacked"], axis=1),
+        node("DepthToSpace", ["stacked"], ["out"], blocksize=2, mode="DCR"),
+    ]
+    forms = [Form("two Concats", concats, shapes), Form("Concat, DepthToSpace", depth)]
+    return "interleaving four phases, 128x28x28", inputs, [(form.label, form.model(inputs)) for form in forms]
+
+
+def zero_interleaving() -> tuple[str, dict[str, FloatArray], list[tuple[str, onnx.ModelProto]]]:
+    inputs = arrays(a=(1, 128, 28, 28))
+    mask = np.zeros((1, 1, 56, 56), np.float32)
+    mask[..., ::2, ::2] = 1
+    nearest = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    enlarge = [node("Resize", ["a", "", "scales"], ["r"], **nearest), node("Mul", ["r", "mask"], ["out"])]
+    pad = [
+        node("Reshape", ["a", "apart"], ["r"]),
+        node("Pad", ["r", "pads"], ["p"]),
+        node("Reshape", ["p", "whole"], ["out"]),
+    ]
+    forms = [
+        Form("Resize, Mul", enlarge, {"scales": np.array([1, 1, 2, 2], np.float32), "mask": mask}),
+        Form(
+            "Reshape, Pad, Reshape",
+            pad,
+            {
+                "apart": np.array([-1, 128, 28, 1, 28, 1]),
+                "pads": np.array([0] * 9 + [1, 0, 1]),
+                "whole": np.array([-1, 128, 56, 56]),
+            },
+        ),
+    ]
+    return "zeros between, 128x28x28", inputs, [(form.label, form.model(inputs)) for form in forms]
+
+
+def convolution(
+    c_out: int, c_in: int, kernel: int, stride: int, size: int
+) -> tuple[str, dict[str, FloatArray], list[tuple[str, onnx.ModelProto]]]:
+    pad, output = kernel // 2, (size + 2 * (kernel // 2) - kernel) // stride + 1
+    inputs = arrays(dy=(1, c_out, output, output))
+    weight = np.random.default_rng(1).standard_normal((c_out, c_in, kernel, kernel)).astype(np.float32)
+    left = size - ((output - 1) * stride + kernel - 2 * pad)
+    transposed = Form(
+        "ConvTranspose",
+        [node("ConvTranspose", ["dy", "w"], ["out"], strides=[stride] * 2, pads=[pad] * 4, output_padding=[left] * 2)],
+        {"w": weight},
+    )
+    axis = Axis(size, output, kernel, stride, 1, pad)
+    forms = [("as exported", lowered(inputs["dy"], weight, axis)), (transposed.label, transposed.model(inputs))]
+    return f"gradient of a {kernel}x{kernel} Conv, stride {stride}, {c_in}-{c_out}, {size}x{size}", inputs, forms
+
+
+def lowered(dy: FloatArray, weight: FloatArray, axis: Axis) -> onnx.ModelProto:
+    cotangent = ir.Value(name="dy", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(dy.shape))
+    graph = ir.Graph([cotangent], [], nodes=[], opset_imports={"": 18}, name="lowered")
+    op = OpBuilder(graph, ir.DataType.FLOAT)
+    c_out, c_in, kernel, _ = weight.shape
+    out = conv_input_gradient(op, cotangent, op.constant(weight), (c_out, c_in, kernel, kernel), (axis, axis), 1)
+    out.name, out.type = "out", ir.TensorType(ir.DataType.FLOAT)
+    graph.outputs.append(out)
+    return ir.to_proto(ir.Model(graph, ir_version=9))
+
+
+def arrays(**shapes: tuple[int, ...]) -> dict[str, FloatArray]:
+    rng = np.random.default_rng(0)
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def measure(
+    inputs: dict[str, FloatArray], forms: Sequence[tuple[str, onnx.ModelProto]], threads: int, rounds: int
+) -> list[float]:
+    """Median seconds of each form, taken in turns."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    sessions = [ort.InferenceSession(model.SerializeToString(), options) for _, model in forms]
+    first, *others = (session.run(None, inputs)[0] for session in sessions)
+    for other in others:
+        np.testing.assert_allclose(other, first, rtol=0, atol=1e-4 * np.abs(first).max())
+    seconds = np.empty((len(sessions), rounds))
+    for turn in range(rounds):
+        for index, session in enumerate(sessions):
+            started = time.perf_counter()
+            session.run(None, inputs)
+            seconds[index, turn] = time.perf_counter() - started
+    return [float(median) for median in np.median(seconds, axis=1)]
+
+
+def main() -> None:
+    """Prints one table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=100)
+    arguments = parser.parse_args()
+    table = Table("what", "form", "median us", "x the first")
+    shapes = [(64, 64, 3, 1, 56), (128, 64, 3, 2, 56), (512, 256, 3, 2, 14), (128, 64, 1, 2, 56)]
+    for what, inputs, forms in (masks(), interleaving(), zero_interleaving(), *(convolution(*s) for s in shapes)):
+        medians = measure(inputs, forms, arguments.threads, arguments.rounds)
+        for (label, _), median in zip(forms, medians, strict=True):
+            table.add_row(what, label, f"{median * 1e6:.0f}", f"{median / medians[0]:.2f}")
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
