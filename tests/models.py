@@ -52,7 +52,7 @@ TARGET_LAYERS: dict[str, tuple[str, ...]] = {
 }
 ARCHITECTURES = tuple(TARGET_LAYERS)
 
-RESIDUAL_BRANCH_ENDS = {"BasicBlock": "bn2", "Bottleneck": "bn3"}
+RESIDUAL_BRANCHES = {"BasicBlock": "bn2", "Bottleneck": "bn3", "InvertedResidual": "", "MBConv": ""}
 
 _OPERATORS_NEEDED_AT_IMPORT = {
     "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -176,9 +176,10 @@ def _randomise_parameters(module: nn.Module, generator: torch.Generator) -> None
         if hasattr(layer, "layer_scale"):
             # Initialised to 1e-6, which would make every block an identity.
             layer.layer_scale.copy_(_uniform(layer.layer_scale, 0.2, 1.0, generator))
-        if type(layer).__name__ in RESIDUAL_BRANCH_ENDS:
+        if type(layer).__name__ in RESIDUAL_BRANCHES:
             # Random branches as strong as the identity make deep networks chaotic: rounding grows with every block.
-            getattr(layer, RESIDUAL_BRANCH_ENDS[type(layer).__name__]).weight.mul_(0.5)
+            branch = layer.get_submodule(RESIDUAL_BRANCHES[type(layer).__name__])
+            [norm for norm in branch.modules() if isinstance(norm, nn.BatchNorm2d)][-1].weight.mul_(0.5)
 
 
 @torch.no_grad()
