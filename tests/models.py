@@ -8,6 +8,7 @@ BatchNormalization parameter away from them by a random amount.
 
 from __future__ import annotations
 
+import copy
 import importlib.machinery
 import importlib.util
 import warnings
@@ -22,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from tests.conditioning import condition
 
@@ -52,7 +54,7 @@ TARGET_LAYERS: dict[str, tuple[str, ...]] = {
 }
 ARCHITECTURES = tuple(TARGET_LAYERS)
 
-RESIDUAL_BRANCHES = {"BasicBlock": "bn2", "Bottleneck": "bn3", "InvertedResidual": "", "MBConv": ""}
+RESIDUAL_BRANCH_ENDS = {"BasicBlock": "bn2", "Bottleneck": "bn3"}
 
 _OPERATORS_NEEDED_AT_IMPORT = {
     "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -176,10 +178,11 @@ def _randomise_parameters(module: nn.Module, generator: torch.Generator) -> None
         if hasattr(layer, "layer_scale"):
             # Initialised to 1e-6, which would make every block an identity.
             layer.layer_scale.copy_(_uniform(layer.layer_scale, 0.2, 1.0, generator))
-        if type(layer).__name__ in RESIDUAL_BRANCHES:
-            # Random branches as strong as the identity make deep networks chaotic: rounding grows with every block.
-            branch = layer.get_submodule(RESIDUAL_BRANCHES[type(layer).__name__])
-            [norm for norm in branch.modules() if isinstance(norm, nn.BatchNorm2d)][-1].weight.mul_(0.5)
+        # Random residual branches as strong as the identity make deep networks chaotic: rounding grows with every block.
+        if type(layer).__name__ in RESIDUAL_BRANCH_ENDS:
+            layer.get_submodule(RESIDUAL_BRANCH_ENDS[type(layer).__name__]).weight.mul_(0.5)
+        elif getattr(layer, "use_res_connect", False):
+            [norm for norm in layer.modules() if isinstance(norm, nn.BatchNorm2d)][-1].weight.mul_(0.25)
 
 
 @torch.no_grad()
@@ -257,6 +260,42 @@ def export_onnx(model: TestModel, path: Path, exporter: Exporter) -> Path:
                 **names,
             )
     return path
+
+
+@torch.no_grad()
+def fold_batch_norms(module: nn.Module, images: npt.NDArray[np.float32]) -> nn.Module:
+    """A copy that computes with the weights that the older exporter writes to the file.
+
+    That exporter multiplies each BatchNormalization behind a convolution into the convolution's float32 weights, which
+    rounds them again; in a deep network the two sets of weights give gradients that differ by more than 1e-5. Here the
+    convolution gets the product, and its BatchNormalization becomes an identity, so module paths stay.
+
+    Args:
+        module: in eval mode.
+        images: any input; one pass shows which BatchNormalization reads which convolution.
+    """
+    module = copy.deepcopy(module)
+    convolutions: dict[int, tuple[nn.Conv2d, torch.Tensor]] = {}
+    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+
+    def visit(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        if isinstance(layer, nn.Conv2d):
+            convolutions[id(output)] = layer, output
+        elif isinstance(layer, nn.BatchNorm2d) and id(inputs[0]) in convolutions:
+            pairs.append((convolutions[id(inputs[0])][0], layer))
+
+    handles = [layer.register_forward_hook(visit) for layer in module.modules()]
+    module(torch.from_numpy(images))
+    for handle in handles:
+        handle.remove()
+    for convolution, norm in pairs:
+        convolution.weight, convolution.bias = fuse_conv_bn_weights(
+            convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+        norm.eps = 0.0
+        for tensor, value in ((norm.weight, 1), (norm.running_var, 1), (norm.bias, 0), (norm.running_mean, 0)):
+            tensor.fill_(value)
+    return module
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from camrt.runtime import open_session
 from camrt.runtime.session import Session
 from camrt.types import FloatArray
 from tests import oracles
-from tests.models import TestModel, export_onnx, make_inputs, make_model
+from tests.models import TestModel, export_onnx, fold_batch_norms, make_inputs, make_model
 from tests.parity.cases import CASES, IMAGES, Case
 
 # Small inputs gain little from a second thread, and on a busy machine lose a lot waiting for it.
@@ -30,7 +30,7 @@ class Exported:
 
     Attributes:
         case: what it is.
-        model: the torch module.
+        model: the torch module, with the weights that are in the ONNX file.
         source: the ONNX file.
         bundle: the rewritten file; its target layers are the model's, coarse to fine.
         inputs: (2, 3, H, W).
@@ -99,6 +99,8 @@ def exported(
     model = make_model(case.architecture, 0, case.size, case.num_classes, inputs)
     source = export_onnx(model, folder / "source.onnx", case.exporter)
     bundle = camrt.export(source, folder / "bundle.onnx", list(model.target_layers), image_size=(case.size, case.size))
+    if case.exporter == "torchscript":
+        model = replace(model, module=fold_batch_norms(model.module, inputs))
     yield Exported(case, model, source, bundle, inputs)
     source.unlink()  # half a gigabyte for the largest models
     bundle.path.unlink()

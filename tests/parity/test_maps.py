@@ -74,7 +74,7 @@ def test_resize_once_is_torchcams_refined_map(exported: Exported, method: str) -
 
 def test_three_classes_of_one_image_in_one_run(exported: Exported) -> None:
     inputs = exported.inputs[:1]
-    classes = [exported.classes("given")[0], -1]
+    classes = [exported.classes("given")[0], -1, -2]
     together = exported.explainer.explain(inputs, classes)
     apart = [exported.explainer.explain(inputs, k)[0] for k in classes]
     for one, other in zip(together, apart, strict=True):
