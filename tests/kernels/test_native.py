@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 
 from camrt.errors import BackendUnavailableError, InvalidInputError
-from camrt.kernels import available_backends, get_backend
+from camrt.kernels import _native, available_backends, get_backend
 from camrt.kernels.backend import CHANNEL_RULES, FUSIONS, PIXEL_RULES
 from camrt.kernels.native_backend import NativeBackend
 from camrt.types import AnyArray
 from tests.kernels.arrays import layer, maps
 
-_native = pytest.importorskip("camrt.kernels._native")
 ACTIVE, AVAILABLE = _native.cpu_features()
 
 
