@@ -75,5 +75,9 @@ class MethodNotFoundError(InvalidInputError, LookupError):
     """An unknown CAM method, base method or fusion."""
 
 
+class ImputationError(InvalidInputError):
+    """Missing pixels cannot be filled, since no pixel of the image is known."""
+
+
 class BackendUnavailableError(CamrtError):
     """A kernel backend or execution provider cannot be used here."""

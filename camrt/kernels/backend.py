@@ -11,6 +11,7 @@ from functools import cache
 from typing import Literal, Protocol, TypeAlias
 
 from camrt.errors import BackendUnavailableError
+from camrt.kernels.perturbation import PerturbationKernels
 from camrt.types import BoolArray, FloatArray
 
 ChannelRule: TypeAlias = Literal["gradcam", "gradcam++", "xgradcam"]
@@ -24,8 +25,8 @@ FUSIONS: tuple[Fusion, ...] = ("product", "geometric", "log_exp", "exp_mean", "m
 ORDERS: tuple[Order, ...] = ("normalize_twice", "resize_once")
 
 
-class KernelBackend(Protocol):
-    """Every kernel. Arrays are float32; N is M, or 1 (activations of one image shared by M classes).
+class KernelBackend(PerturbationKernels, Protocol):
+    """Every kernel, with those of PerturbationKernels. Arrays are float32; N is M, or 1 (activations of one image shared by M classes).
 
     All kernels raise InvalidInputError for a wrong rank or dtype, an empty axis, or shapes that do not fit together,
     and MethodNotFoundError for an unknown rule, fusion or order. Arrays need not be contiguous; inputs are never
