@@ -71,3 +71,40 @@ class ShapesNet(nn.Module):
         """(N, 3, H, W) normalised image to (N, K) logits."""
         features = self.stage4(self.stage3(self.stage2(self.stage1(self.stem(image)))))
         return self.head(self.pool(features).flatten(1))
+
+
+class PlainStage(nn.Module):
+    """Two convolutions, then max-pooling to half the resolution."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.first = ConvUnit(inputs, outputs, 1)
+        self.second = ConvUnit(outputs, outputs, 1)
+        self.pool = nn.MaxPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) to (N, outputs, h / 2, w / 2)."""
+        return self.pool(self.second(self.first(x)))
+
+
+class PlainNet(nn.Module):
+    """A network of another design, to see whether results depend on it: max-pooling, no residuals, two linear layers.
+
+    Stem at stride 2, four stages whose activations are at strides 2, 4, 8 and 16, two convolutions at stride 32.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        widths = (16, 32, 56, 88, 128)
+        self.stem = ConvUnit(3, 12, 2)
+        self.stages = nn.Sequential(*[PlainStage(i, o) for i, o in zip((12, *widths[:3]), widths[:4], strict=True)])
+        self.last = nn.Sequential(ConvUnit(widths[3], widths[4], 1), ConvUnit(widths[4], widths[4], 1))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Sequential(nn.Linear(widths[4], 64), nn.ReLU(), nn.Linear(64, classes))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(N, 3, H, W) normalised image to (N, K) logits."""
+        return self.head(self.pool(self.last(self.stages(self.stem(image)))).flatten(1))
+
+
+NETWORKS = {"shapes_cnn": ShapesNet, "plain_cnn": PlainNet}

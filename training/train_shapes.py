@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import torch
-from shapes_net import ShapesNet
+from shapes_net import NETWORKS
 from torch import Tensor, nn
 
 from camrt.datasets.synthetic_shapes import CLASS_NAMES, REFERENCE_SIZE, SIZE_RANGES, SyntheticShapes
@@ -56,9 +56,9 @@ def main() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False
     data = render(options.out, "train", options.images, options.workers)
     started = time.perf_counter()
-    network = train(data, options)
+    network = train(NETWORKS[options.network](len(CLASS_NAMES)), data, options)
     seconds = time.perf_counter() - started
-    model_file = options.out / "shapes_cnn.onnx"
+    model_file = options.out / f"{options.network}.onnx"
     export(network, model_file)
     metrics = {
         "model": model_file.name,
@@ -99,6 +99,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for the model, metrics.json and rendered images"
     )
+    parser.add_argument("--network", choices=NETWORKS, default="shapes_cnn", help="of shapes_net.NETWORKS")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=14400, help="training images")
     parser.add_argument("--test-images", type=int, default=3600)
@@ -181,12 +182,12 @@ def _epoch(data: Rendered, size: int, cropped: bool, rng: np.random.Generator) -
         yield x, torch.from_numpy(data.labels[chosen])
 
 
-def train(data: Rendered, options: argparse.Namespace) -> ShapesNet:
+def train(network: nn.Module, data: Rendered, options: argparse.Namespace) -> nn.Module:
     """Trains with AdamW and a one-cycle learning rate; returns the network in evaluation mode.
 
     The first epochs see crops around the shape, which cost half as much; the last ones see whole images.
     """
-    network = ShapesNet(len(CLASS_NAMES)).to(memory_format=torch.channels_last).train()
+    network = network.to(memory_format=torch.channels_last).train()
     decayed = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}]
@@ -216,7 +217,7 @@ def train(data: Rendered, options: argparse.Namespace) -> ShapesNet:
     return network.eval()
 
 
-def export(network: ShapesNet, path: Path) -> None:
+def export(network: nn.Module, path: Path) -> None:
     """Writes the network as ONNX with inputs ``image`` (N, 3, 224, 224) and outputs ``logits`` (N, 6).
 
     The TorchScript exporter is used because it names nodes after modules (/stage1/block/Conv) and folds batch

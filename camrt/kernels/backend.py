@@ -26,7 +26,9 @@ ORDERS: tuple[Order, ...] = ("normalize_twice", "resize_once")
 
 
 class KernelBackend(PerturbationKernels, Protocol):
-    """Every kernel, with those of PerturbationKernels. Arrays are float32; N is M, or 1 (activations of one image shared by M classes).
+    """Every kernel, with those of PerturbationKernels.
+
+    Arrays are float32; N is M, or 1 (activations of one image shared by M classes).
 
     All kernels raise InvalidInputError for a wrong rank or dtype, an empty axis, or shapes that do not fit together,
     and MethodNotFoundError for an unknown rule, fusion or order. Arrays need not be contiguous; inputs are never

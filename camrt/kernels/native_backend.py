@@ -17,6 +17,7 @@ from camrt.kernels.backend import (
     Order,
     PixelRule,
 )
+from camrt.kernels.native_perturbation import NativePerturbation
 from camrt.kernels.validation import (
     check_array,
     check_choice,
@@ -51,7 +52,7 @@ _FUSIONS = {name: getattr(_native.Fusion, name) for name in FUSIONS}
 _ORDERS = {name: getattr(_native.Order, name) for name in ORDERS}
 
 
-class NativeBackend:
+class NativeBackend(NativePerturbation):
     """Every kernel in C++.
 
     The instruction set is the best that the processor has; the environment variable CAMRT_CPU (baseline, avx2 or

@@ -25,6 +25,11 @@ NEIGHBOR_WEIGHTS = (
 PEARSON_EPSILON = 1e-8
 
 
+def kept_shares(removal_fractions: Sequence[float]) -> list[float]:
+    """What stays of the pixels: 1 - fraction, without the rounding of that subtraction (1 - 0.8 is 0.2)."""
+    return [round(1 - fraction, 12) for fraction in removal_fractions]
+
+
 class PerturbationKernels(Protocol):
     """Removal, imputation and map statistics. F removal fractions, B masks an image; True in a keep mask = kept.
 
@@ -36,8 +41,8 @@ class PerturbationKernels(Protocol):
         """Which pixels stay when a fraction of them is removed, (N, 2 F, H, W).
 
         Masks 0 to F - 1 remove the most relevant pixels first: kept is ``m < quantile(m, 1 - fraction)`` of a map m.
-        Masks F to 2 F - 1 remove the least relevant first: the same of 1 - m. Quantiles are NumPy's (linear) of float32
-        values. Pixels of equal relevance stay or go together, so ties can remove more than the fraction, even all.
+        Masks F to 2 F - 1 remove the least relevant first: the same of 1 - m (float32). Quantiles are NumPy's (linear),
+        in float64. Pixels of equal relevance stay or go together, so ties can remove more than the fraction, even all.
         """
         ...
 

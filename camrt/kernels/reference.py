@@ -17,6 +17,7 @@ from camrt.kernels.backend import (
     Order,
     PixelRule,
 )
+from camrt.kernels.reference_perturbation import ReferencePerturbation
 from camrt.kernels.validation import (
     check_array,
     check_choice,
@@ -38,7 +39,7 @@ XGRADCAM_EPSILON = np.float32(1e-7)
 PLUS_PLUS_EPSILON = np.float32(1e-6)
 
 
-class ReferenceBackend:
+class ReferenceBackend(ReferencePerturbation):
     """Every kernel in NumPy: float32 in and out, sums in float64."""
 
     name = "reference"

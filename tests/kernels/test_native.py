@@ -35,6 +35,10 @@ def everything(backend: NativeBackend) -> list[AnyArray]:
     results += [backend.normalize(maps(9, 3, 450, 450)), backend.resize(layers[0], (700, 800))]
     for matrix in ([[0.1, 0, 1], [0, 0.1, 2]], [[0.1, 0.01, 1], [0, 0.1, 2]]):
         results.append(backend.warp_affine(layers[0], np.float32(matrix), (700, 800)))
+    pictures, saliency = activations[:, :12].reshape(4, 3, 56, 55), maps(10, 4, 56, 55)
+    results += [backend.perturbation_batch(pictures, saliency, noise=pictures[0]), backend.keep_masks(saliency, [0.3])]
+    results += [backend.masked_images(pictures, saliency), backend.mean_absolute(saliency)]
+    results += [backend.pearson(saliency, maps(11, 4, 56, 55))]
     return results
 
 

@@ -26,4 +26,5 @@ PYBIND11_MODULE(_native, module) {
     camrt::bindings::register_layer_map(kernels);
     camrt::bindings::register_fusion(kernels);
     camrt::bindings::register_resample(kernels);
+    camrt::bindings::register_perturbation(kernels);
 }

@@ -11,17 +11,19 @@ namespace {
 struct Variant {
     std::string_view name;
     const HotLoops* loops;
+    const PerturbationLoops* perturbation;
     bool supported;
 };
 
 std::vector<Variant> all_variants() {
-    std::vector<Variant> variants = {{"baseline", &simd::baseline::hot_loops, true}};
+    std::vector<Variant> variants = {
+        {"baseline", &simd::baseline::hot_loops, &simd::baseline::perturbation_loops, true}};
 #ifdef CAMRT_X86
     const bool avx2 = __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0;
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
                         __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_supports("avx512vl") != 0;
-    variants.push_back({"avx2", &simd::avx2::hot_loops, avx2});
-    variants.push_back({"avx512", &simd::avx512::hot_loops, avx512});
+    variants.push_back({"avx2", &simd::avx2::hot_loops, &simd::avx2::perturbation_loops, avx2});
+    variants.push_back({"avx512", &simd::avx512::hot_loops, &simd::avx512::perturbation_loops, avx512});
 #endif
     return variants;
 }
@@ -29,6 +31,7 @@ std::vector<Variant> all_variants() {
 struct Selection {
     CpuFeatures features;
     const HotLoops* loops = nullptr;
+    const PerturbationLoops* perturbation = nullptr;
 };
 
 Selection select() {
@@ -49,6 +52,7 @@ Selection select() {
         if (within_limit) {
             selection.features.active = variant.name;
             selection.loops = variant.loops;
+            selection.perturbation = variant.perturbation;
         }
         within_limit = within_limit && variant.name != limit;
     }
@@ -65,5 +69,7 @@ const Selection& selection() {
 const CpuFeatures& cpu_features() { return selection().features; }
 
 const HotLoops& hot_loops() { return *selection().loops; }
+
+const PerturbationLoops& perturbation_loops() { return *selection().perturbation; }
 
 }  // namespace camrt

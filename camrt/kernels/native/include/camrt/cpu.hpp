@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "camrt/hot_loops.hpp"
+#include "camrt/perturbation_loops.hpp"
 
 namespace camrt {
 
@@ -18,5 +19,6 @@ struct CpuFeatures {
 const CpuFeatures& cpu_features();
 
 const HotLoops& hot_loops();
+const PerturbationLoops& perturbation_loops();
 
 }  // namespace camrt
