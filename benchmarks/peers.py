@@ -104,7 +104,7 @@ def pytorch_grad_cam_refinecam_frozen(model: TestModel, image: FloatArray, base:
 def pytorch_grad_cam_refinecam_cut(model: TestModel, image: FloatArray, base: str) -> Contender:
     """The same with the backward pass cut off below the finest layer, which takes a hook of the caller's own."""
     module = copy.deepcopy(model.module).requires_grad_(False)
-    _start_graph_at(module.get_submodule(model.target_layers[-1]))
+    start_graph_at(module.get_submodule(model.target_layers[-1]))
     cam = _pytorch_grad_cam(module, model, base)
     return Contender(
         "pytorch_grad_cam_cut",
@@ -119,7 +119,7 @@ def torchcam_refinecam(model: TestModel, image: FloatArray, base: str) -> Conten
     Its map has the size of the finest layer; it is enlarged to the image as the others' maps are.
     """
     module = copy.deepcopy(model.module).requires_grad_(False)
-    _start_graph_at(module.get_submodule(model.target_layers[-1]))
+    start_graph_at(module.get_submodule(model.target_layers[-1]))
     cam = torchcam.methods.RefineCAM(module, list(model.target_layers), base_method=TORCHCAM_BASES[base])
     tensor = torch.from_numpy(image)
 
@@ -137,7 +137,7 @@ def _pytorch_grad_cam(module: nn.Module, model: TestModel, base: str) -> pytorch
     return pytorch_grad_cam.RefineCAM(module, layers, base_method=PYTORCH_GRAD_CAM_METHODS[base])
 
 
-def _start_graph_at(layer: nn.Module) -> None:
+def start_graph_at(layer: nn.Module) -> None:
     """Makes the output of ``layer`` the leaf of the autograd graph of a module whose parameters need no gradient."""
     layer.register_forward_hook(lambda _module, _inputs, output: output.requires_grad_(True))
 

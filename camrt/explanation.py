@@ -22,6 +22,7 @@ from camrt.types import FloatArray
 _SCHEMA_VERSION = 1
 _READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error)
 _SCALARS = ("class_index", "class_name", "probability", "logit", "method", "base_method", "fusion")
+_LATER_SCALARS = ("order", "in_input_pixels")  # not in files that earlier versions saved
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -40,6 +41,9 @@ class Explanation:
         fusion: how the layers were combined; None where there was one.
         degenerate: names of layers whose map was constant or not finite and so says nothing; empty = fine.
         timings: stage to seconds.
+        order: how the layers were brought to one size.
+        in_input_pixels: whether saliency_map is known to be in the pixels of the model's input; False after it was
+            brought to the original image, or to another size.
     """
 
     saliency_map: FloatArray
@@ -53,6 +57,8 @@ class Explanation:
     fusion: str | None = None
     degenerate: tuple[str, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
+    order: str = "normalize_twice"
+    in_input_pixels: bool = False
 
     def __repr__(self) -> str:
         name = "" if self.class_name is None else f" {self.class_name!r}"
@@ -73,7 +79,7 @@ class Explanation:
     def to_dict(self) -> dict[str, Any]:
         """A summary of types that JSON has: everything but the arrays, which are told by their shapes (h, w)."""
         return {
-            **{name: getattr(self, name) for name in _SCALARS},
+            **{name: getattr(self, name) for name in _SCALARS + _LATER_SCALARS},
             "size": list(self.saliency_map.shape),
             "layers": {name: list(layer_map.shape) for name, layer_map in self.layer_maps.items()},
             "degenerate": list(self.degenerate),
@@ -119,6 +125,7 @@ class Explanation:
                     degenerate=tuple(fields["degenerate"]),
                     timings=fields["timings"],
                     **{name: fields[name] for name in _SCALARS},
+                    **{name: fields[name] for name in _LATER_SCALARS if name in fields},
                 )
         except _READ_ERRORS as error:
             raise InvalidInputError(

@@ -25,6 +25,8 @@ def make(**changes: object) -> Explanation:
         "fusion": "product",
         "degenerate": ("a/b",),
         "timings": {"run": 0.012, "fuse": 0.001},
+        "order": "resize_once",
+        "in_input_pixels": True,
     }
     return Explanation(**{**fields, **changes})
 
@@ -40,6 +42,19 @@ def test_npz_round_trip(tmp_path: Path) -> None:
         assert loaded.layer_maps[name].dtype == np.float32
     assert loaded.to_dict() == explanation.to_dict()
     assert loaded.degenerate == ("a/b",)
+    assert (loaded.order, loaded.in_input_pixels) == ("resize_once", True)
+
+
+def test_files_without_later_fields_are_read(tmp_path: Path) -> None:
+    make().save(tmp_path / "e.npz")
+    with np.load(tmp_path / "e.npz") as file:
+        arrays = dict(file)
+    summary = json.loads(arrays["summary"].item())
+    del summary["order"], summary["in_input_pixels"]
+    np.savez(tmp_path / "old.npz", **{**arrays, "summary": np.array(json.dumps(summary))})
+    loaded = Explanation.load(tmp_path / "old.npz")
+    assert (loaded.order, loaded.in_input_pixels) == ("normalize_twice", False)
+    assert loaded.class_name == "Scheibe, groß"
 
 
 def test_npz_round_trip_of_a_plain_method(tmp_path: Path) -> None:

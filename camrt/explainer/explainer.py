@@ -1,11 +1,9 @@
-"""``Explainer``: a bundle, a CAM method and the kernels, put together."""
+"""``Explainer``: images in, explanations and their scores out."""
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -14,14 +12,18 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image
 
-from camrt.bundle import MAX_RANK, Manifest
+from camrt.bundle import MAX_RANK
 from camrt.cam import REFINECAM, Plan, make_plan
-from camrt.errors import ClassIndexError, ImageError, InvalidInputError
+from camrt.errors import ClassIndexError, InvalidInputError
+from camrt.explainer.arguments import as_list, checked_size, checked_tensor, chosen_preprocessing, image_numbers
+from camrt.explainer.clock import Clock
+from camrt.explainer.evaluator import Evaluator
+from camrt.explainer.scoring import probabilities
 from camrt.explanation import Explanation
 from camrt.kernels import get_backend
-from camrt.preprocess import DEFAULT_MAX_PIXELS, ImageLike, Preprocessing, load_image
+from camrt.preprocess import ImageLike, Preprocessing, load_image
 from camrt.runtime import open_session
-from camrt.types import AnyArray, FloatArray, IntArray
+from camrt.types import FloatArray, IntArray
 
 ClassLike: TypeAlias = "int | str"
 OutputSize: TypeAlias = "str | tuple[int, int]"
@@ -39,7 +41,7 @@ def sample_image_path() -> Path:
     return Path(str(files("camrt") / "data" / "sample.png"))
 
 
-class Explainer:
+class Explainer(Evaluator):
     """Explains the decisions of one classifier. Safe to call from several threads.
 
     Args:
@@ -65,18 +67,13 @@ class Explainer:
         backend: str = "native",
         preprocess: str | Preprocessing | None = None,
     ) -> None:
-        self._session = open_session(embedded_bundle_path() if path is None else path, provider, threads)
-        self._backend = get_backend(backend, threads)
-        self.preprocessing = _preprocessing(preprocess, self.manifest)
-
-    @property
-    def manifest(self) -> Manifest:
-        """What the bundle says about itself."""
-        return self._session.manifest
+        session = open_session(embedded_bundle_path() if path is None else path, provider, threads)
+        super().__init__(session, get_backend(backend, threads))
+        self.preprocessing = chosen_preprocessing(preprocess, self.manifest)
 
     def predict(self, inputs: FloatArray) -> FloatArray:
         """Logits (N, K) of preprocessed images (N, C, H, W), float32."""
-        return self._session.predict(_checked_tensor(inputs))
+        return self._session.predict(checked_tensor(inputs))
 
     def explain(
         self,
@@ -112,9 +109,9 @@ class Explainer:
             ClassIndexError, LayerNotFoundError, MethodNotFoundError: a name or number that is not there.
         """
         plan = make_plan(self.manifest, method, base_method, fusion, target_layers, order)
-        inputs = _checked_tensor(inputs)
-        size = (int(inputs.shape[2]), int(inputs.shape[3])) if output_size is None else _checked_size(output_size)
-        return self._explain(inputs, self.resolve_classes(class_indices, len(inputs)), plan, size, _Clock())
+        inputs = checked_tensor(inputs)
+        size = (int(inputs.shape[2]), int(inputs.shape[3])) if output_size is None else checked_size(output_size)
+        return self._explain(inputs, self.resolve_classes(class_indices, len(inputs)), plan, size, Clock())
 
     def explain_images(
         self,
@@ -152,11 +149,11 @@ class Explainer:
             InvalidInputError: the bundle does not say how images are preprocessed, or as in explain.
         """
         if output_size not in ("original", "input"):
-            output_size = _checked_size(output_size)
+            output_size = checked_size(output_size)
         if batch_size < 1:
             raise InvalidInputError(f"batch_size is {batch_size}.", "Give 1 or more.")
         plan = make_plan(self.manifest, method, base_method, fusion, target_layers, order)
-        sources = _as_list(images)
+        sources = as_list(images)
         if top_k != 1:
             wanted = self._ranks(class_indices, top_k)
             return [
@@ -176,6 +173,16 @@ class Explainer:
                 sources[start : start + batch_size], classes[start : start + batch_size], plan, output_size
             )
         ]
+
+    def preprocess_images(self, images: ImageLike | Sequence[ImageLike]) -> FloatArray:
+        """The tensor (N, C, H, W) that explain_images would explain, float32: decoded and preprocessed images.
+
+        Raises:
+            ImageError: an image cannot be read.
+            InvalidInputError: the bundle does not say how images are preprocessed.
+        """
+        tensors = [self._view(load_image(image))[0] for image in as_list(images)]
+        return np.stack(tensors) if tensors else np.empty((0, *self.manifest.input_shape), np.float32)
 
     def resolve_classes(self, classes: ClassLike | Sequence[ClassLike] | IntArray | None, batch: int) -> IntArray:
         """Class indices (M,) int64 of what callers write: None, one index or name, or several.
@@ -202,7 +209,7 @@ class Explainer:
         return -np.arange(1, top_k + 1, dtype=np.int64)
 
     def _explain(
-        self, inputs: FloatArray, class_indices: IntArray, plan: Plan, size: tuple[int, int], clock: _Clock
+        self, inputs: FloatArray, class_indices: IntArray, plan: Plan, size: tuple[int, int], clock: Clock
     ) -> list[Explanation]:
         with clock.stage("open"):
             self._session.prepare(plan.layers)
@@ -213,7 +220,7 @@ class Explainer:
             saliency, degenerate = self._backend.fuse_layers(layer_maps, size, plan.fusion, plan.order)
         chosen = outputs.class_indices
         logits = np.broadcast_to(outputs.logits, (len(chosen), outputs.logits.shape[1]))
-        probabilities = _probabilities(logits, self.manifest)
+        chances = probabilities(logits, self.manifest)
         timings = clock.shared(len(chosen))
         return [
             Explanation(
@@ -221,11 +228,13 @@ class Explainer:
                 layer_maps={name: maps[m] for name, maps in zip(plan.layers, layer_maps, strict=True)},
                 class_index=int(chosen[m]),
                 class_name=self.manifest.class_name(int(chosen[m])),
-                probability=float(probabilities[m, chosen[m]]),
+                probability=float(chances[m, chosen[m]]),
                 logit=float(logits[m, chosen[m]]),
                 method=plan.method,
                 base_method=plan.base.name if plan.refines else None,
                 fusion=plan.fusion if plan.refines else None,
+                order=plan.order,
+                in_input_pixels=size == inputs.shape[2:],
                 degenerate=tuple(name for name, bad in zip(plan.layers, degenerate[m], strict=True) if bad),
                 timings=timings,
             )
@@ -236,16 +245,11 @@ class Explainer:
         self, images: Sequence[ImageLike], class_indices: IntArray, plan: Plan, output_size: OutputSize
     ) -> list[Explanation]:
         """Explains one batch of images, or several classes of one image."""
-        if self.preprocessing is None:
-            raise InvalidInputError(
-                "The bundle does not say how images become tensors.",
-                "Give preprocess= here or at export, e.g. 'imagenet', or pass tensors to explain().",
-            )
-        clock = _Clock()
+        clock = Clock()
         with clock.stage("decode"):
             decoded = [load_image(image) for image in images]
         with clock.stage("preprocess"):
-            tensors, affines = zip(*[self.preprocessing.apply(image) for image in decoded], strict=True)
+            tensors, affines = zip(*[self._view(image) for image in decoded], strict=True)
             inputs = np.stack(tensors)
         size = output_size if isinstance(output_size, tuple) else (int(inputs.shape[2]), int(inputs.shape[3]))
         explanations = self._explain(inputs, class_indices, plan, size, clock)
@@ -253,88 +257,21 @@ class Explainer:
             with clock.stage("warp"):
                 explanations = [
                     self._in_original_pixels(explanation, affines[n], decoded[n].size)
-                    for explanation, n in zip(
-                        explanations, _image_numbers(len(decoded), len(explanations)), strict=True
-                    )
+                    for explanation, n in zip(explanations, image_numbers(len(decoded), len(explanations)), strict=True)
                 ]
         timings = clock.shared(len(explanations))
         return [replace(item, timings=timings) for item in explanations]
 
+    def _view(self, image: Image.Image) -> tuple[FloatArray, FloatArray]:
+        """The tensor of an image, and the affine that leads back to its pixels."""
+        if self.preprocessing is None:
+            raise InvalidInputError(
+                "The bundle does not say how images become tensors.",
+                "Give preprocess= here or at export, e.g. 'imagenet', or pass tensors to explain().",
+            )
+        return self.preprocessing.apply(image)
+
     def _in_original_pixels(self, explanation: Explanation, affine: FloatArray, size: tuple[int, int]) -> Explanation:
         """The explanation with its map warped to an image of ``size`` (width, height)."""
         warped = self._backend.warp_affine(explanation.saliency_map[None], affine, (size[1], size[0]))
-        return replace(explanation, saliency_map=warped[0])
-
-
-class _Clock:
-    """Seconds spent in named stages."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self._seconds[name] = time.perf_counter() - started
-
-    def shared(self, count: int) -> Mapping[str, float]:
-        """The stages' times, divided evenly among the explanations of a run."""
-        return {name: seconds / count for name, seconds in self._seconds.items()}
-
-
-def _as_list(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
-    """One image as a list of one."""
-    if isinstance(images, str | bytes | os.PathLike | np.ndarray | Image.Image):
-        return [images]
-    if not isinstance(images, Iterable):
-        raise ImageError(f"Images are {type(images).__name__}.", "Give paths, bytes, PIL images or uint8 arrays.")
-    return list(images)
-
-
-def _checked_size(size: object) -> tuple[int, int]:
-    """``size`` if it is an (H, W) that a saliency map can have."""
-    sides = tuple(size) if isinstance(size, tuple | list) else ()
-    if len(sides) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in sides):
-        raise InvalidInputError(f"output_size is {size!r}.", "Give (H, W); for images also 'original' or 'input'.")
-    if int(sides[0]) * int(sides[1]) > DEFAULT_MAX_PIXELS:
-        raise InvalidInputError(f"output_size is {size!r}.", f"At most {DEFAULT_MAX_PIXELS} pixels are allowed.")
-    return int(sides[0]), int(sides[1])
-
-
-def _image_numbers(images: int, explanations: int) -> Sequence[int]:
-    """The image that each explanation belongs to: its own, or the only one."""
-    return range(images) if images == explanations else [0] * explanations
-
-
-def _checked_tensor(inputs: AnyArray) -> FloatArray:
-    """``inputs`` if it is a float32 array of finite numbers."""
-    if not isinstance(inputs, np.ndarray) or inputs.dtype != np.float32:
-        kind = getattr(inputs, "dtype", type(inputs).__name__)
-        raise InvalidInputError(f"Inputs are {kind}, not a float32 array.", "Convert them with .astype(np.float32).")
-    if inputs.ndim != 4:
-        raise InvalidInputError(f"Inputs have the shape {inputs.shape}.", "Give (N, C, H, W); add the batch axis.")
-    if not np.isfinite(inputs).all():
-        bad = np.argwhere(~np.isfinite(inputs))[0].tolist()
-        raise InvalidInputError(f"Inputs hold {inputs[tuple(bad)]} at {bad}.", "Check the preprocessing.")
-    return np.ascontiguousarray(inputs)
-
-
-def _probabilities(logits: FloatArray, manifest: Manifest) -> FloatArray:
-    """(M, K): sigmoid of each logit for a multi-label model, softmax over the classes otherwise."""
-    values = logits.astype(np.float64)
-    if manifest.head == "sigmoid":
-        chances: FloatArray = (0.5 * (1 + np.tanh(0.5 * values))).astype(np.float32)
-        return chances
-    powers = np.exp(values - values.max(axis=1, keepdims=True))
-    shares: FloatArray = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
-    return shares
-
-
-def _preprocessing(given: str | Preprocessing | None, manifest: Manifest) -> Preprocessing | None:
-    """What the caller asks for, else what the manifest says."""
-    if isinstance(given, Preprocessing):
-        return given
-    if given is not None:
-        return Preprocessing.preset(given, manifest.input_shape[1:])
-    return None if manifest.preprocessing is None else Preprocessing.from_dict(manifest.preprocessing)
+        return replace(explanation, saliency_map=warped[0], in_input_pixels=False)
