@@ -1,4 +1,4 @@
-# camrt: make demo | test | test-slow | lint | format | bench | sanitize | wheel | train | clean
+# camrt: make demo | test | test-slow | lint | format | bench | synthetic-benchmark | sanitize | wheel | train | clean
 # Every target builds what it needs in .venv.
 
 PYTHON ?= python3
@@ -9,8 +9,10 @@ BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(shell find camrt
 CPP_SOURCES := $(shell find camrt/kernels/native -name '*.cpp' -o -name '*.hpp')
 DEMO_OUTPUT := demo_output
 BENCH_THREADS ?= 2
+BENCHMARK_IMAGES ?= 180
+BENCHMARK_OUTPUT := build/benchmark
 
-.PHONY: demo test test-slow lint format bench sanitize wheel train clean
+.PHONY: demo test test-slow lint format bench synthetic-benchmark sanitize wheel train clean
 
 demo: $(VENV)/.runtime
 	@$(BIN)/camrt explain --sample --out $(DEMO_OUTPUT)
@@ -34,8 +36,15 @@ format: $(VENV)/.dev
 	$(BIN)/clang-format -i $(CPP_SOURCES)
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/bench_explain.py --threads $(BENCH_THREADS)
-	$(BIN)/python benchmarks/bench_kernels.py --threads $(BENCH_THREADS)
+	$(BIN)/python -m benchmarks.bench_explain --threads $(BENCH_THREADS)
+	$(BIN)/python -m benchmarks.bench_kernels --threads $(BENCH_THREADS)
+	$(BIN)/python -m benchmarks.bench_evaluation --threads $(BENCH_THREADS)
+
+synthetic-benchmark: $(VENV)/.dev
+	$(BIN)/camrt evaluate --synthetic --images $(BENCHMARK_IMAGES) --name shapes_cnn --out $(BENCHMARK_OUTPUT)/shapes_cnn
+	$(BIN)/python training/make_bundle.py --source training/plain_cnn.onnx --out $(BENCHMARK_OUTPUT)/plain_cnn.onnx
+	$(BIN)/camrt evaluate $(BENCHMARK_OUTPUT)/plain_cnn.onnx --synthetic --images $(BENCHMARK_IMAGES) \
+	  --name plain_cnn --out $(BENCHMARK_OUTPUT)/plain_cnn
 
 sanitize: $(VENV)/.dev
 	tests/kernels/run_sanitized.sh $(BIN)/python

@@ -1,4 +1,4 @@
-"""The command line: ``camrt layers | export | explain | check | doctor | version``.
+"""The command line: ``camrt layers | export | explain | evaluate | check | doctor | version``.
 
 Commands parse, call and print. A CamrtError is one message on stderr and exit code 2; so is wrong usage.
 ``camrt check`` exits with 1 where a check fails. With ``--json`` stdout is one JSON document, also for an error.
@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from camrt.cli import check, doctor, explain, export, layers, version
+from camrt.cli import check, doctor, evaluate, explain, export, layers, version
 from camrt.cli._console import print_error, print_json
 from camrt.errors import CamrtError
 
@@ -25,7 +25,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (layers.layers, export.export, explain.explain, check.check, doctor.doctor, version.version):
+for command in (
+    layers.layers,
+    export.export,
+    explain.explain,
+    evaluate.evaluate,
+    check.check,
+    doctor.doctor,
+    version.version,
+):
     app.command()(command)
 
 

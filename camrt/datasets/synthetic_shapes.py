@@ -163,6 +163,15 @@ class SyntheticShapes:
             color=color,
         )
 
+    def label(self, index: int) -> tuple[int, SizeRange]:
+        """Class index and size range of item ``index``, without drawing it.
+
+        Raises:
+            InvalidInputError: (also an ``IndexError``) the index is not an integer in [0, length).
+        """
+        placed = self._place(self._checked_index(index))
+        return placed.class_index, placed.size_range
+
     def background(self, index: int) -> ByteArray:
         """Item ``index`` without its shape: (H, W, 3) uint8, equal to the item's image outside the object mask.
 

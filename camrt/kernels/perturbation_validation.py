@@ -48,7 +48,9 @@ def check_map_pairs(first: AnyArray, second: AnyArray) -> None:
     check_finite_maps(first)
     check_finite_maps(second)
     if first.shape != second.shape:
-        raise InvalidInputError(f"Maps of shape {first.shape} cannot be compared with maps of shape {second.shape}.")
+        raise InvalidInputError(
+            f"Maps of shape {first.shape} cannot be compared with maps of shape {second.shape}; expected one shape."
+        )
 
 
 def check_images_and_maps(images: AnyArray, saliency_maps: AnyArray) -> None:
@@ -97,7 +99,9 @@ def check_noise(images: AnyArray, noise: AnyArray | None) -> None:
     check_array("noise", noise, ("CHW",))
     check_finite("noise", noise)
     if noise.shape != images.shape[1:]:
-        raise InvalidInputError(f"noise of shape {noise.shape} does not fit images of shape {images.shape}.")
+        raise InvalidInputError(
+            f"noise of shape {noise.shape} does not fit images of shape {images.shape}; expected (C, H, W)."
+        )
 
 
 def check_fractions(removal_fractions: Sequence[float]) -> None:

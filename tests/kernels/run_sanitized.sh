@@ -9,7 +9,7 @@ shift || true
 build=build/sanitize
 site="$build/site"
 
-cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCAMRT_SANITIZE=ON \
+cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCAMRT_SANITIZE=ON -DCAMRT_STUBS=OFF \
   -DPython_EXECUTABLE="$("$python" -c 'import sys; print(sys.executable)')" \
   -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" > /dev/null
 ninja -C "$build"

@@ -1,0 +1,35 @@
+"""An analysis as types that JSON has."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+from camrt.evaluation.analysis import Analysis
+from camrt.evaluation.explainers import ExplainerSpec
+
+
+def to_json(analysis: Analysis) -> dict[str, Any]:
+    """Facts, ranking, agreement, refinement and problems; NaN become null."""
+    return {
+        "run": asdict(analysis.facts),
+        "images": len(analysis.scores.items),
+        "accuracy": analysis.accuracy,
+        "main_metric": analysis.main_metric,
+        "ranking": [_plain(row) for row in analysis.ranking],
+        "agreement": [_plain(row) for row in analysis.agreement],
+        "refinement": {metric: [_plain(row) for row in rows] for metric, rows in analysis.refinement.items()},
+        "problem_counts": analysis.problem_counts(),
+        "problems": [asdict(problem) for problem in analysis.problems],
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, ExplainerSpec):
+        return {**asdict(value), "label": value.label, "layers": list(value.layers)}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
