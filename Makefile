@@ -1,21 +1,23 @@
-# camrt: make demo | test | test-slow | lint | format | bench | synthetic-benchmark | sanitize | wheel | train | clean
+# camrt: make demo | test | test-slow | lint | format | bench | bench-server | synthetic-benchmark | clients | clients-toolchains | sanitize | wheel | train | clean
 # Every target builds what it needs in .venv.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(shell find camrt/kernels/native -type f)
+BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(shell find camrt/kernels/native proto -type f)
 CPP_SOURCES := $(shell find camrt/kernels/native -name '*.cpp' -o -name '*.hpp')
 DEMO_OUTPUT := demo_output
 BENCH_THREADS ?= 2
+CLIENTS_PACKAGES := cmake g++ pkg-config libgrpc++-dev protobuf-compiler protobuf-compiler-grpc golang-go \
+  golang-google-grpc-dev golang-github-golang-protobuf-1-5-dev protoc-gen-go protoc-gen-go-grpc
 BENCHMARK_IMAGES ?= 180
 BENCHMARK_OUTPUT := build/benchmark
 
-.PHONY: demo test test-slow lint format bench synthetic-benchmark sanitize wheel train clean
+.PHONY: demo test test-slow lint format bench bench-server synthetic-benchmark clients clients-toolchains sanitize wheel train clean
 
 demo: $(VENV)/.runtime
-	@$(BIN)/camrt explain --sample --out $(DEMO_OUTPUT)
+	@clients/demo.sh $(BIN) $(DEMO_OUTPUT)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m "not slow"
@@ -40,6 +42,16 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.bench_kernels --threads $(BENCH_THREADS)
 	$(BIN)/python -m benchmarks.bench_evaluation --threads $(BENCH_THREADS)
 
+bench-server: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.bench_server --threads $(BENCH_THREADS)
+
+clients: $(VENV)/.runtime
+	CAMRT_PYTHON=$(BIN)/python clients/run_clients.sh $(CLIENTS_FLAGS)
+
+clients-toolchains:
+	apt-get update -q
+	DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(CLIENTS_PACKAGES)
+
 synthetic-benchmark: $(VENV)/.dev
 	$(BIN)/camrt evaluate --synthetic --images $(BENCHMARK_IMAGES) --name shapes_cnn --out $(BENCHMARK_OUTPUT)/shapes_cnn
 	$(BIN)/python training/make_bundle.py --source training/plain_cnn.onnx --out $(BENCHMARK_OUTPUT)/plain_cnn.onnx
@@ -62,7 +74,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.runtime: $(BUILD_INPUTS) | $(VENV)/bin/python
-	$(PIP_INSTALL) --editable .
+	$(PIP_INSTALL) --editable '.[server]'
 	@touch $@
 
 $(VENV)/.dev: $(BUILD_INPUTS) | $(VENV)/bin/python

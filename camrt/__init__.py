@@ -8,19 +8,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from camrt.bundle import Bundle
+    from camrt.client import AsyncExplainerClient, ExplainerClient
     from camrt.errors import CamrtError
     from camrt.explainer import Explainer
     from camrt.explanation import Explanation
     from camrt.exporter import export
     from camrt.preprocess import Preprocessing
 
-__all__ = ["Bundle", "CamrtError", "Explainer", "Explanation", "Preprocessing", "__version__", "export"]
+__all__ = [
+    "AsyncExplainerClient",
+    "Bundle",
+    "CamrtError",
+    "Explainer",
+    "ExplainerClient",
+    "Explanation",
+    "Preprocessing",
+    "__version__",
+    "export",
+]
 __version__ = version("camrt")
 
 _HOMES = {
+    "AsyncExplainerClient": "camrt.client",
     "Bundle": "camrt.bundle",
     "CamrtError": "camrt.errors",
     "Explainer": "camrt.explainer",
+    "ExplainerClient": "camrt.client",
     "Explanation": "camrt.explanation",
     "Preprocessing": "camrt.preprocess",
     "export": "camrt.exporter",

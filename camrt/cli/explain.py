@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
 from camrt.cli._console import JsonOption, console, parse_names, print_error, print_fields, print_json
+from camrt.cli._remote import RemoteSource, ServerOptions
 from camrt.errors import CamrtError, ImageError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -19,6 +20,49 @@ if TYPE_CHECKING:
     from camrt.explainer import Explainer
     from camrt.explanation import Explanation
     from camrt.preprocess import Preprocessing
+
+
+class _Source(Protocol):
+    """Where explanations come from."""
+
+    @property
+    def preprocessing(self) -> Preprocessing | None: ...
+
+    def explanations(
+        self,
+        path: Path,
+        image: Image.Image,
+        classes: Sequence[int | str] | None,
+        top_k: int,
+        output_size: str,
+        layers: str | list[str] | None,
+        options: dict[str, Any],
+    ) -> list[Explanation]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _LocalSource:
+    """An explainer in this process."""
+
+    explainer: Explainer
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        return self.explainer.preprocessing
+
+    def explanations(
+        self,
+        path: Path,  # noqa: ARG002
+        image: Image.Image,
+        classes: Sequence[int | str] | None,
+        top_k: int,
+        output_size: str,
+        layers: str | list[str] | None,
+        options: dict[str, Any],
+    ) -> list[Explanation]:
+        return self.explainer.explain_images(
+            [image], classes, top_k=top_k, output_size=output_size, target_layers=layers, **options
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,29 +129,48 @@ def explain(
     provider: Annotated[str, typer.Option(help="Execution provider that runs the bundle.")] = "cpu",
     threads: Annotated[int, typer.Option(min=0, help="Threads; 0 takes every core.")] = 0,
     backend: Annotated[str, typer.Option(help="Kernel backend: native or reference.")] = "native",
+    server: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Ask this server instead of running a bundle.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="With --server: which of its models.", show_default="the only one")
+    ] = None,
+    tls: Annotated[bool, typer.Option("--tls", help="With --server: encrypt, and trust the system's authorities.")] = (
+        False
+    ),
+    tls_ca: Annotated[Path | None, typer.Option(help="With --server: authorities to trust, PEM.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="With --server: certificate to show, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="With --server: its key, PEM.")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="With --server: file with the bearer token.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.001, help="With --server: seconds an image may take.")] = 60.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Explain images: write an overlay of each and print the class, its probability and the time of each stage."""
+    """Explain images, here or on a server: an overlay of each, its class, probability and the time of each stage."""
     if output_size not in ("original", "input"):
         raise InvalidInputError(f"Unknown output size {output_size!r}.", "Choose original or input.")
     if classes and top_k != 1:
         raise InvalidInputError("--class and --top-k together.", "Give one of them; --class can be repeated.")
     bundle, images = _bundle_and_images(paths or [], sample)
-    from camrt.explainer import Explainer
+    if server is None:
+        from camrt.explainer import Explainer
 
-    explainer = Explainer(bundle, provider=provider, threads=threads, backend=backend, preprocess=preprocess)
+        source: _Source = _LocalSource(Explainer(bundle, provider, threads, backend, preprocess))
+    else:
+        _check_left_to_the_server(bundle, preprocess, provider, threads, backend)
+        source = RemoteSource(ServerOptions(server, model, tls, tls_ca, tls_cert, tls_key, token_file, timeout))
     request = _Request(
         out=out,
         options={"method": method, "base_method": base, "fusion": fusion},
         layers=parse_names(layers) if layers and "," in layers else layers,
         classes=classes or [],
         top_k=top_k,
-        view=explainer.preprocessing if output_size == "input" else None,
+        view=source.preprocessing if output_size == "input" else None,
         colormap=colormap,
         opacity=opacity,
     )
     _make_folder(out)
-    results = _explain_all(explainer, images, request)
+    results = _explain_all(source, images, request)
     if as_json:
         failed = [{"image": str(path), "error": str(error)} for path, error in results.failed]
         print_json({"images": results.images, "failed": failed})
@@ -150,7 +213,7 @@ def _make_folder(path: Path) -> None:
         raise InvalidInputError(f"Cannot make the folder {path}: {error.strerror}.", "Give another --out.") from error
 
 
-def _explain_all(explainer: Explainer, images: Sequence[Path], request: _Request) -> _Results:
+def _explain_all(source: _Source, images: Sequence[Path], request: _Request) -> _Results:
     """Explains image after image; a bad image is noted and the others go on."""
     from rich.progress import Progress
 
@@ -168,19 +231,21 @@ def _explain_all(explainer: Explainer, images: Sequence[Path], request: _Request
     with bar:
         for path in bar.track(images, description="explaining"):
             try:
-                results.images.append(_explain_one(explainer, path, request, taken))
+                results.images.append(_explain_one(source, path, request, taken))
             except ImageError as error:
                 results.failed.append((path, error))
     return results
 
 
-def _explain_one(explainer: Explainer, path: Path, request: _Request, taken: set[Path]) -> dict[str, Any]:
+def _explain_one(source: _Source, path: Path, request: _Request, taken: set[Path]) -> dict[str, Any]:
     from camrt.preprocess import load_image
 
     start = time.perf_counter()
     image = load_image(path)
     decode_seconds = time.perf_counter() - start
-    found = _explanations(explainer, image, request)
+    size = "original" if request.view is None else "input"
+    classes = [_class(text) for text in request.classes] or None
+    found = source.explanations(path, image, classes, request.top_k, size, request.layers, request.options)
     background = image if request.view is None else request.view.view(image)[0]
     summaries = []
     for explanation in found:
@@ -193,12 +258,14 @@ def _explain_one(explainer: Explainer, path: Path, request: _Request, taken: set
     return {"image": str(path), "explanations": summaries}
 
 
-def _explanations(explainer: Explainer, image: Image.Image, request: _Request) -> list[Explanation]:
-    size = "original" if request.view is None else "input"
-    classes = [_class(text) for text in request.classes] or None
-    return explainer.explain_images(
-        [image], classes, top_k=request.top_k, output_size=size, target_layers=request.layers, **request.options
-    )
+def _check_left_to_the_server(
+    bundle: Path | None, preprocess: str | None, provider: str, threads: int, backend: str
+) -> None:
+    if bundle is not None or preprocess is not None or (provider, threads, backend) != ("cpu", 0, "native"):
+        raise InvalidInputError(
+            "With --server the bundle, --preprocess, --provider, --threads and --backend are the server's.",
+            "Leave them out, or --server; --model chooses one of the server's models.",
+        )
 
 
 def _class(text: str) -> int | str:

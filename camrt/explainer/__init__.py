@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from camrt.explainer.batch import BatchResult
 from camrt.explainer.explainer import ClassLike, Explainer, OutputSize, embedded_bundle_path, sample_image_path
 
-__all__ = ["ClassLike", "Explainer", "OutputSize", "embedded_bundle_path", "sample_image_path"]
+__all__ = ["BatchResult", "ClassLike", "Explainer", "OutputSize", "embedded_bundle_path", "sample_image_path"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from camrt.bundle import Manifest
 from camrt.errors import InvalidInputError
 from camrt.explainer.arguments import checked_tensor, one_an_item
+from camrt.explainer.checked_session import CheckedSession
 from camrt.explainer.scoring import map_function, maps_at_input_size, rows_by_plan, score_function
 from camrt.explanation import Explanation
 from camrt.kernels import KernelBackend
@@ -47,6 +48,7 @@ class Evaluator:
         seed: int = 0,
         target: str = "probability",
         batch_size: int = DEFAULT_BATCH_SIZE,
+        checkpoint: Callable[[], None] | None = None,
     ) -> dict[str, DoubleArray]:
         """Measures explanations that this explainer made.
 
@@ -62,6 +64,7 @@ class Evaluator:
             seed: of every random number. The same seed gives the same scores, whatever the batch.
             target: what of the class is followed on changed images: its "probability" or its "logit".
             batch_size: images a run.
+            checkpoint: called before every run of the model; what it raises ends the measurement.
 
         Returns:
             Metric to scores, one an explanation; NaN where a metric is undefined.
@@ -71,7 +74,8 @@ class Evaluator:
             InvalidInputError: arrays of wrong shapes, or explanations of another bundle.
         """
         check_metrics(metrics, object_masks is not None)
-        predict, count = score_function(self._session, target), len(explanations)
+        session = self._session if checkpoint is None else CheckedSession(self._session, checkpoint)
+        predict, count = score_function(session, target), len(explanations)
         inputs = one_an_item(self._checked_inputs(inputs), count, "images")
         masks = None if object_masks is None else one_an_item(object_masks, count, "object masks")
         scores = {name: np.empty(count) for name in metrics}
@@ -83,7 +87,7 @@ class Evaluator:
                 maps_at_input_size(self._backend, items, plan, (inputs.shape[2], inputs.shape[3])),
                 np.array([item.class_index for item in items], np.int64),
                 predict,
-                map_function(self._session, self._backend, plan),
+                map_function(session, self._backend, plan),
                 self._backend,
                 None if masks is None else masks[own],
                 seed,

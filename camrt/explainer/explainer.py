@@ -16,6 +16,7 @@ from camrt.bundle import MAX_RANK
 from camrt.cam import REFINECAM, Plan, make_plan
 from camrt.errors import ClassIndexError, InvalidInputError
 from camrt.explainer.arguments import as_list, checked_size, checked_tensor, chosen_preprocessing, image_numbers
+from camrt.explainer.batch import BatchResult
 from camrt.explainer.clock import Clock
 from camrt.explainer.evaluator import Evaluator
 from camrt.explainer.scoring import probabilities
@@ -23,7 +24,7 @@ from camrt.explanation import Explanation
 from camrt.kernels import get_backend
 from camrt.preprocess import ImageLike, Preprocessing, load_image
 from camrt.runtime import open_session
-from camrt.types import FloatArray, IntArray
+from camrt.types import FloatArray, IntArray, SessionOutputs
 
 ClassLike: TypeAlias = "int | str"
 OutputSize: TypeAlias = "str | tuple[int, int]"
@@ -208,9 +209,72 @@ class Explainer(Evaluator):
             )
         return -np.arange(1, top_k + 1, dtype=np.int64)
 
+    def prepare(self, plan: Plan) -> None:
+        """Opens what explanations of ``plan`` need, if it is not open yet, so that the first one is as fast as any."""
+        self._session.prepare(plan.layers)
+
+    def explain_batch(self, inputs: FloatArray, class_indices: IntArray, plan: Plan) -> BatchResult:
+        """Explains preprocessed images, as explain does, and returns the logits too: what a server runs.
+
+        Args:
+            inputs: (N, C, H, W) float32.
+            class_indices: (N,) int64, or any M of one image; -r is the class with the r-th highest logit.
+            plan: from camrt.cam.make_plan.
+
+        Raises:
+            InvalidInputError, ClassIndexError: as explain.
+        """
+        inputs, clock = checked_tensor(inputs), Clock()
+        size = int(inputs.shape[2]), int(inputs.shape[3])
+        explanations, logits = self._run(inputs, class_indices, plan, size, clock)
+        seconds = clock.shared(1)
+        return BatchResult(explanations, logits, seconds["inference"], seconds["kernels"])
+
+    def layer_outputs(self, inputs: FloatArray, class_indices: IntArray, layers: Sequence[str]) -> SessionOutputs:
+        """Logits, and activations and gradients of some target layers: what maps are made from.
+
+        Args:
+            inputs: (N, C, H, W) float32.
+            class_indices: (N,) int64, or any M of one image.
+            layers: names of target layers.
+
+        Raises:
+            InvalidInputError, ClassIndexError, LayerNotFoundError: as explain.
+        """
+        return self._session.run(checked_tensor(inputs), class_indices, layers)
+
+    def to_original(self, explanation: Explanation, affine: FloatArray, size: tuple[int, int]) -> Explanation:
+        """The explanation with its map in the pixels of the original image, zero where the model did not look.
+
+        Args:
+            explanation: its map at the model's input size.
+            affine: what Preprocessing.apply returned with the tensor.
+            size: (width, height) of the original image.
+        """
+        warped = self._backend.warp_affine(explanation.saliency_map[None], affine, (size[1], size[0]))
+        return replace(explanation, saliency_map=warped[0], in_input_pixels=False)
+
+    def to_size(self, explanation: Explanation, plan: Plan, size: tuple[int, int]) -> Explanation:
+        """The explanation with its map fused anew from its layer maps at ``size`` (H, W) of the model's view.
+
+        Raises:
+            InvalidInputError: no such size.
+        """
+        size = checked_size(size)
+        layer_maps = [explanation.layer_maps[name][None] for name in plan.layers]
+        fused = self._backend.fuse_layers(layer_maps, size, plan.fusion, plan.order)[0]
+        same = size == self.manifest.input_shape[1:]
+        return replace(explanation, saliency_map=fused[0], in_input_pixels=same)
+
     def _explain(
         self, inputs: FloatArray, class_indices: IntArray, plan: Plan, size: tuple[int, int], clock: Clock
     ) -> list[Explanation]:
+        return self._run(inputs, class_indices, plan, size, clock)[0]
+
+    def _run(
+        self, inputs: FloatArray, class_indices: IntArray, plan: Plan, size: tuple[int, int], clock: Clock
+    ) -> tuple[list[Explanation], FloatArray]:
+        """The explanations, and the logits (N, K)."""
         with clock.stage("open"):
             self._session.prepare(plan.layers)
         with clock.stage("inference"):
@@ -222,7 +286,7 @@ class Explainer(Evaluator):
         logits = np.broadcast_to(outputs.logits, (len(chosen), outputs.logits.shape[1]))
         chances = probabilities(logits, self.manifest)
         timings = clock.shared(len(chosen))
-        return [
+        explanations = [
             Explanation(
                 saliency_map=saliency[m],
                 layer_maps={name: maps[m] for name, maps in zip(plan.layers, layer_maps, strict=True)},
@@ -240,6 +304,7 @@ class Explainer(Evaluator):
             )
             for m in range(len(chosen))
         ]
+        return explanations, outputs.logits
 
     def _explain_views(
         self, images: Sequence[ImageLike], class_indices: IntArray, plan: Plan, output_size: OutputSize
@@ -256,7 +321,7 @@ class Explainer(Evaluator):
         if output_size == "original":
             with clock.stage("warp"):
                 explanations = [
-                    self._in_original_pixels(explanation, affines[n], decoded[n].size)
+                    self.to_original(explanation, affines[n], decoded[n].size)
                     for explanation, n in zip(explanations, image_numbers(len(decoded), len(explanations)), strict=True)
                 ]
         timings = clock.shared(len(explanations))
@@ -270,8 +335,3 @@ class Explainer(Evaluator):
                 "Give preprocess= here or at export, e.g. 'imagenet', or pass tensors to explain().",
             )
         return self.preprocessing.apply(image)
-
-    def _in_original_pixels(self, explanation: Explanation, affine: FloatArray, size: tuple[int, int]) -> Explanation:
-        """The explanation with its map warped to an image of ``size`` (width, height)."""
-        warped = self._backend.warp_affine(explanation.saliency_map[None], affine, (size[1], size[0]))
-        return replace(explanation, saliency_map=warped[0], in_input_pixels=False)

@@ -51,8 +51,9 @@ def load_model(path: Path) -> ir.Model:
 
 def _check_names(graph: onnx.GraphProto) -> None:
     """ValueError where a name is not UTF-8: protobuf hands out such a name as bytes."""
-    values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
-    names = [item.name for item in (*values, *graph.node)]
+    values = (*graph.input, *graph.output, *graph.value_info)
+    names = [value.name for value in values] + [tensor.name for tensor in graph.initializer]
+    names += [node.name for node in graph.node]
     for node in graph.node:
         names += [node.op_type, node.domain, *node.input, *node.output, *(item.name for item in node.attribute)]
     damaged = next((name for name in names if not isinstance(name, str)), None)
@@ -62,7 +63,7 @@ def _check_names(graph: onnx.GraphProto) -> None:
 
 def _check_references(graph: onnx.GraphProto) -> None:
     """ValueError where a node reads, or the graph returns, what nothing makes, or where an attribute has no type."""
-    known = {item.name for item in (*graph.input, *graph.initializer)} | {""}
+    known = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer} | {""}
     known.update(tensor.values.name for tensor in graph.sparse_initializer)
     known.update(output for node in graph.node for output in node.output)
     read = [name for node in graph.node for name in node.input] + [value.name for value in graph.output]

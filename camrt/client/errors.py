@@ -1,0 +1,88 @@
+"""What a server's refusal becomes: the error that an Explainer in this process would raise, or RemoteError."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+from camrt.errors import (
+    CamrtError,
+    ClassIndexError,
+    InvalidInputError,
+    LayerNotFoundError,
+    MethodNotFoundError,
+)
+from camrt.v1 import explainer_pb2 as pb
+
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+
+_DETAILS_KEY = "grpc-status-details-bin"
+_LOCAL: dict[str, type[CamrtError]] = {
+    "INVALID_ARGUMENT": InvalidInputError,
+    "METHOD_NOT_FOUND": MethodNotFoundError,
+    "CLASS_NOT_FOUND": ClassIndexError,
+    "LAYER_NOT_FOUND": LayerNotFoundError,
+}
+_NEXT_STEPS = {
+    "UNAVAILABLE": "Is the server running, and is its address right?",
+    "DEADLINE_EXCEEDED": "Allow more time with timeout=.",
+    "UNAUTHENTICATED": "Give token=, or a client certificate.",
+}
+
+
+class RemoteError(CamrtError):
+    """A server did not answer, or refused for a reason that an Explainer does not have.
+
+    Attributes:
+        code: name of the gRPC code, e.g. "UNAVAILABLE".
+        reason: what went wrong, e.g. "MODEL_NOT_FOUND"; empty where a server of another kind, or nobody, answered.
+        request_id: under which the server's log has the request, or empty.
+    """
+
+    def __init__(self, message: str, next_step: str, code: str, reason: str = "", request_id: str = "") -> None:
+        super().__init__(message, next_step)
+        self.code = code
+        self.reason = reason
+        self.request_id = request_id
+
+
+def error_of_call(error: grpc.RpcError | grpc.aio.AioRpcError, target: str) -> CamrtError:
+    """The error of a call that failed."""
+    assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)
+    reason, request_id = _error_info(trailers_of(error))
+    return _error(error.code().name, reason, request_id, error.details() or "", target)
+
+
+def error_of_message(error: pb.Error, target: str) -> CamrtError:
+    """The error of one image of a stream."""
+    code = next((code.name for code in grpc.StatusCode if code.value[0] == error.code), "UNKNOWN")
+    return _error(code, error.reason, "", error.message, target)
+
+
+def trailers_of(error: grpc.RpcError | grpc.aio.AioRpcError) -> dict[str, str | bytes]:
+    """The trailing metadata of a call that failed."""
+    pairs: Iterable[tuple[str, str | bytes]] = getattr(error, "trailing_metadata", tuple)() or ()
+    return dict(pairs)
+
+
+def _error(code: str, reason: str, request_id: str, message: str, target: str) -> CamrtError:
+    if reason in _LOCAL:
+        return _LOCAL[reason](message)
+    told = message if reason else f"The server {target} answered {code}: {message}."
+    return RemoteError(told, "" if reason else _NEXT_STEPS.get(code, ""), code, reason, request_id)
+
+
+def _error_info(trailers: Mapping[str, str | bytes]) -> tuple[str, str]:
+    """(reason, request id) of the google.rpc.ErrorInfo in the trailers; empty where there is none."""
+    details = trailers.get(_DETAILS_KEY, b"")
+    info = error_details_pb2.ErrorInfo()
+    try:
+        status = status_pb2.Status.FromString(details if isinstance(details, bytes) else details.encode())
+        if not any(item.Unpack(info) for item in status.details):
+            return "", ""
+    except DecodeError:
+        return "", ""
+    return info.reason, info.metadata.get("request_id", "")

@@ -1,0 +1,1 @@
+"""The server: explanations over gRPC. See camrt.server.app."""

@@ -1,0 +1,59 @@
+"""JSON logs: one object a line, everything escaped."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from typing import Any, TextIO
+
+from camrt.server.telemetry import current_request_id
+
+_LONGEST = 4096
+_KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class JsonFormatter(logging.Formatter):
+    """A line a record: time (UTC), level, logger, message, request_id, what ``extra`` names, exception.
+
+    JSON strings in ASCII have no line breaks and no control characters, so nothing that a client sends can forge a
+    line or move a cursor. A text is cut after 4096 characters.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        fields: dict[str, Any] = {
+            "time": f"{moment}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": _cut(record.getMessage()),
+        }
+        request_id = current_request_id()
+        if request_id:
+            fields["request_id"] = request_id
+        fields.update({name: value for name, value in vars(record).items() if name not in _KNOWN})
+        if record.exc_info:
+            fields["exception"] = _cut(self.formatException(record.exc_info))
+        return json.dumps({name: _cut(value) for name, value in fields.items()}, ensure_ascii=True, default=_text)
+
+
+def set_up_logs(level: str, stream: TextIO | None = None) -> None:
+    """Sends the logs of this process, those of its libraries too, to ``stream`` (default stderr) as JSON."""
+    handler = logging.StreamHandler(sys.stderr if stream is None else stream)
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
+
+
+def _cut(value: Any) -> Any:
+    """A text that is too long without its middle: the end of a trace says most."""
+    if isinstance(value, str) and len(value) > _LONGEST:
+        return f"{value[: _LONGEST // 2]} ... {value[-_LONGEST // 2 :]}"
+    return value
+
+
+def _text(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= _LONGEST else text[:_LONGEST]

@@ -1,0 +1,255 @@
+"""The models of a server: loaded, swapped and unloaded while requests run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from camrt.errors import CamrtError, InvalidInputError, InvalidModelError
+from camrt.explainer import Explainer
+from camrt.server.errors import ModelNotFoundError, ModelNotReadyError
+from camrt.server.model_check import warm_up
+from camrt.server.model_files import ModelFiles, digest_of
+from camrt.server.settings import ServerSettings
+from camrt.server.telemetry import note_model
+
+ModelState: TypeAlias = Literal["loading", "ready", "unloading", "failed"]
+
+_LONGEST_NAME = 128
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class LoadedModel:
+    """A model that is ready. Two objects are equal only if they are the same, so that a reload is another model.
+
+    Attributes:
+        name: its name in the repository.
+        version: a number, as text.
+        explainer: the open bundle, warmed up.
+        digest: SHA-256 of the bundle file, hex.
+        provider: execution provider.
+    """
+
+    name: str
+    version: str
+    explainer: Explainer
+    digest: str
+    provider: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """Where one version of a model stands; ``reason`` says why it failed, ``digest`` is empty until it is ready."""
+
+    name: str
+    version: str
+    state: ModelState
+    reason: str = ""
+    digest: str = ""
+
+
+class ModelRepository:
+    """The models of one server. get() and statuses() are immediate; load() and unload() work in a thread.
+
+    A request keeps the model that it got: a reload or unload takes it away from new requests only, and its memory is
+    free when the last one is done.
+
+    Args:
+        settings: where the bundles are, how they run, and which batch sizes are warmed up.
+        changed: called on the event loop whenever a status has changed.
+
+    Raises:
+        SettingsError: the folder does not exist.
+    """
+
+    def __init__(self, settings: ServerSettings, changed: Callable[[], None] = lambda: None) -> None:
+        self._settings = settings
+        self._files = ModelFiles(settings)
+        self._changed = changed
+        self._ready: dict[str, dict[int, LoadedModel]] = {}
+        self._others: dict[tuple[str, int], ModelStatus] = {}
+        self._leaving: list[tuple[weakref.ref[LoadedModel], ModelStatus]] = []
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    def get(self, name: str = "", version: str = "") -> LoadedModel:
+        """A ready model. An empty name is the only model, an empty version the newest.
+
+        Raises:
+            ModelNotFoundError: no such name or version.
+            ModelNotReadyError: it is loading, unloading, or has failed to load.
+            InvalidInputError: the name is empty and there are several models.
+        """
+        if not name:
+            name = self._only_name()
+        versions = self._ready.get(name, {})
+        if versions and not version:
+            note_model(name)
+            return versions[max(versions)]
+        number = int(version) if version.isascii() and version.isdecimal() and len(version) < 19 else 0
+        if number in versions:
+            note_model(name)
+            return versions[number]
+        raise self._missing(name, version, number)
+
+    def statuses(self) -> list[ModelStatus]:
+        """Every version that is loaded, was tried, or is still used by requests, by name and version.
+
+        A version that serves while its file on disk could not be taken is ready, and its reason says so.
+        """
+        rows: dict[tuple[str, int], ModelStatus] = {}
+        for name, versions in self._ready.items():
+            for number, model in versions.items():
+                other = self._others.get((name, number))
+                reason = other.reason if other is not None else ""
+                rows[name, number] = ModelStatus(name, model.version, "ready", reason, model.digest)
+        for key, status in self._others.items():
+            rows.setdefault(key, status)
+        for ref, status in self._leaving:
+            if ref() is not None:
+                rows.setdefault((status.name, int(status.version)), status)
+        return [rows[key] for key in sorted(rows)]
+
+    def available(self) -> list[str]:
+        """Names that load() would find, loaded or not."""
+        return self._files.names()
+
+    async def start(self) -> None:
+        """Loads what the settings name.
+
+        Raises:
+            ModelError, BundleError: the one bundle, or a model that the settings name, cannot be used. A broken model
+                that was merely found in the folder is logged, and its status says why.
+        """
+        named = self._settings.models
+        for name in list(named) or await asyncio.to_thread(self._files.names):
+            try:
+                await self.load(name)
+            except CamrtError as error:
+                if named or not self._files.is_folder:
+                    raise
+                logger.error("Model %s is not served: %s", name, error)
+        if not self._ready:
+            logger.warning("There is no model to serve.")
+
+    async def load(self, name: str) -> None:
+        """Loads the newest versions of a model from disk; what is loaded already and did not change stays.
+
+        The old ones serve until the new one is ready, and go on if it is broken; where none was loaded, the newest one
+        that works is.
+
+        Raises:
+            ModelNotFoundError: there is no such model.
+            ModelError, BundleError: the newest cannot be used; statuses() says why.
+        """
+        versions = await asyncio.to_thread(self._files.versions, name)
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            serving: list[int] = []
+            failure: CamrtError | None = None
+            for number, path in versions.items():
+                if len(serving) == self._settings.keep_versions:
+                    break
+                try:
+                    await self._load_version(name, number, path)
+                except CamrtError as error:
+                    failure = failure or error
+                if number in self._ready.get(name, {}):
+                    serving.append(number)
+            if serving:
+                for number in [number for number in self._ready[name] if number not in serving]:
+                    self._retire(self._ready[name].pop(number))
+            self._forget(name, set(versions))
+            self._changed()
+            if failure is not None:
+                raise failure
+
+    async def unload(self, name: str) -> None:
+        """Takes every version of a model out of service; requests that have it finish.
+
+        Raises:
+            ModelNotFoundError: it is not loaded, and was not tried.
+        """
+        if name not in self._locks:
+            raise ModelNotFoundError(f"There is no model {name[:_LONGEST_NAME]!r}.", "See ListModels.")
+        async with self._locks[name]:
+            for model in self._ready.pop(name, {}).values():
+                self._retire(model)
+            self._forget(name, set())
+            self._changed()
+            logger.info("Model %s was unloaded.", name)
+
+    async def reload(self) -> None:
+        """Loads what is new or changed in the folder, and unloads what is gone; errors are logged."""
+        names = await asyncio.to_thread(self._files.names)
+        for name in [name for name in self._ready if name not in names]:
+            await self.unload(name)
+        for name in names:
+            try:
+                await self.load(name)
+            except CamrtError as error:
+                logger.error("Model %s was not loaded again: %s", name, error)
+
+    async def _load_version(self, name: str, number: int, path: Path) -> None:
+        key, current = (name, number), self._ready.get(name, {}).get(number)
+        self._others[key] = ModelStatus(name, str(number), "loading")
+        self._changed()
+        try:
+            model = await asyncio.to_thread(self._open, name, number, path, current)
+        except CamrtError as error:
+            self._others[key] = ModelStatus(name, str(number), "failed", str(error))
+            self._changed()
+            raise
+        finally:
+            if self._others[key].state == "loading":
+                del self._others[key]
+        if model is current:
+            return
+        self._ready.setdefault(name, {})[number] = model
+        if current is not None:
+            self._retire(current)
+        logger.info("Model %s version %d is ready.", name, number, extra={"digest": model.digest})
+
+    def _open(self, name: str, number: int, path: Path, current: LoadedModel | None) -> LoadedModel:
+        """Opens, warms up and checks a bundle; ``current`` itself where the file is the one that it came from."""
+        settings = self._settings
+        digest = digest_of(path)
+        if current is not None and current.digest == digest:
+            return current
+        explainer = Explainer(path, settings.provider, settings.run_threads, settings.backend)
+        warm_up(explainer, settings.max_batch, path, settings.provider)
+        if digest_of(path) != digest:
+            raise InvalidModelError(f"{path} changed while it was read.", "Move a complete file to its place.")
+        return LoadedModel(name, str(number), explainer, digest, settings.provider)
+
+    def _retire(self, model: LoadedModel) -> None:
+        status = ModelStatus(model.name, model.version, "unloading", "", model.digest)
+        self._leaving = [row for row in self._leaving if row[0]() is not None]
+        self._leaving.append((weakref.ref(model), status))
+
+    def _forget(self, name: str, kept: set[int]) -> None:
+        for key in [key for key in self._others if key[0] == name and key[1] not in kept]:
+            del self._others[key]
+
+    def _only_name(self) -> str:
+        names = {*self._ready, *(name for name, _ in self._others)}
+        if not names:
+            raise ModelNotFoundError("The server has no model.", "Load one.")
+        if len(names) > 1:
+            raise InvalidInputError(f"There are {len(names)} models.", f"Name one of {', '.join(sorted(names)[:20])}.")
+        return names.pop()
+
+    def _missing(self, name: str, version: str, number: int) -> ModelNotFoundError | ModelNotReadyError:
+        for status in self.statuses():
+            wanted = not version or status.version == str(number)
+            if status.name == name and wanted and status.state != "ready":
+                reason = f": {status.reason}" if status.reason else ""
+                return ModelNotReadyError(
+                    f"Model {name!r} version {status.version} is {status.state}{reason}", "Try again later."
+                )
+        told = f"model {name[:_LONGEST_NAME]!r}" + (f" version {version[:20]!r}" if version else "")
+        return ModelNotFoundError(f"The server has no {told}.", "See ListModels.")

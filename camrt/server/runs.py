@@ -1,0 +1,167 @@
+"""What a worker thread does with a batch. The model and the kernels release the GIL."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from camrt.cam import Plan
+from camrt.errors import CamrtError
+from camrt.explainer import BatchResult
+from camrt.explainer.scoring import probabilities
+from camrt.explanation import Explanation
+from camrt.server.batcher import Item
+from camrt.server.errors import DeadlineError
+from camrt.server.models import LoadedModel
+from camrt.types import FloatArray, IntArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExplainWork:
+    """One image to explain.
+
+    Attributes:
+        model: from ModelRepository.get.
+        tensor: (C, H, W) float32, as the model takes it.
+        class_indices: (M,) int64; -r is the class with the r-th highest logit.
+        plan: from camrt.cam.make_plan.
+        deadline: time.monotonic() seconds, or None.
+    """
+
+    model: LoadedModel
+    tensor: FloatArray
+    class_indices: IntArray
+    plan: Plan
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExplainResult:
+    """What became of it.
+
+    Attributes:
+        explanations: M, their maps at the model's input size.
+        logits: (K,) float32.
+        probabilities: (K,) float32.
+        batch_size: how many images ran together.
+        queue_seconds: from the call to the start of the run.
+        inference_seconds: of the whole batch.
+        kernels_seconds: of the whole batch.
+    """
+
+    explanations: list[Explanation]
+    logits: FloatArray
+    probabilities: FloatArray
+    batch_size: int
+    queue_seconds: float
+    inference_seconds: float
+    kernels_seconds: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PredictWork:
+    """One image to predict. Attributes as of ExplainWork."""
+
+    model: LoadedModel
+    tensor: FloatArray
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PredictResult:
+    """Logits (K,) float32, and what ExplainResult has."""
+
+    logits: FloatArray
+    batch_size: int
+    queue_seconds: float
+    inference_seconds: float
+
+
+Work: TypeAlias = ExplainWork | PredictWork
+Result: TypeAlias = ExplainResult | PredictResult
+
+
+def run_batch(batch: Sequence[Item[Work]], max_batch: int) -> list[Result | CamrtError]:
+    """The outcome of every request of a batch, all of one key.
+
+    A batch that fails as a whole is run again request by request, so that one bad image harms no other.
+
+    Args:
+        batch: requests whose callers are there.
+        max_batch: most classes of one image that run together.
+    """
+    try:
+        return list(_run(batch, max_batch))
+    except CamrtError as error:
+        if len(batch) == 1:
+            return [error]
+    outcomes: list[Result | CamrtError] = []
+    for item in batch:
+        try:
+            outcomes.extend(_run([item], max_batch))
+        except CamrtError as error:
+            outcomes.append(error)
+    return outcomes
+
+
+def _run(batch: Sequence[Item[Work]], max_batch: int) -> Sequence[Result]:
+    works = [item.work for item in batch]
+    started = time.monotonic()
+    waited = [started - item.queued for item in batch]
+    explains = [work for work in works if isinstance(work, ExplainWork)]
+    if not explains:
+        return _predict(works, waited)
+    if batch[0].alone:
+        return [_explain_classes(batch[0], explains[0], waited[0], max_batch)]
+    classes = np.concatenate([work.class_indices for work in explains])
+    result = explains[0].model.explainer.explain_batch(_stack(explains), classes, explains[0].plan)
+    return [
+        _explained(work, result.explanations[n : n + 1], result.logits[n], waited[n], len(batch), result)
+        for n, work in enumerate(explains)
+    ]
+
+
+def _predict(works: Sequence[Work], waited: Sequence[float]) -> list[Result]:
+    started = time.perf_counter()
+    logits = works[0].model.explainer.predict(_stack(works))
+    seconds = time.perf_counter() - started
+    return [PredictResult(logits[n], len(works), waited[n], seconds) for n in range(len(works))]
+
+
+def _explain_classes(item: Item[Work], work: ExplainWork, waited: float, max_batch: int) -> ExplainResult:
+    """Several classes of one image: its forward pass runs once for as many as max_batch of them."""
+    explanations: list[Explanation] = []
+    inference = kernels = 0.0
+    for start in range(0, len(work.class_indices), max_batch):
+        if start and item.gone(time.monotonic()):
+            raise DeadlineError("The caller went away.", "Allow more time.")
+        classes = work.class_indices[start : start + max_batch]
+        result = work.model.explainer.explain_batch(work.tensor[None], classes, work.plan)
+        explanations += result.explanations
+        inference += result.inference_seconds
+        kernels += result.kernels_seconds
+    whole = BatchResult(explanations, result.logits, inference, kernels)
+    return _explained(work, explanations, result.logits[0], waited, 1, whole)
+
+
+def _explained(
+    work: ExplainWork,
+    explanations: list[Explanation],
+    logits: FloatArray,
+    waited: float,
+    batch_size: int,
+    result: BatchResult,
+) -> ExplainResult:
+    chances = probabilities(logits[None], work.model.explainer.manifest)[0].astype(np.float32)
+    return ExplainResult(
+        explanations, logits, chances, batch_size, waited, result.inference_seconds, result.kernels_seconds
+    )
+
+
+def _stack(works: Sequence[Work]) -> FloatArray:
+    """(N, C, H, W)."""
+    return np.stack([work.tensor for work in works]) if len(works) > 1 else works[0].tensor[None]

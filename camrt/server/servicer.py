@@ -1,0 +1,261 @@
+"""``camrt.v1.ExplainerService``. See proto/camrt/v1/explainer.proto for what every field means."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from functools import partial
+
+from camrt.cam import Plan
+from camrt.explanation import Explanation
+from camrt.metrics.registry import check_metrics
+from camrt.server.codec import (
+    Decoded,
+    Output,
+    array_tensor,
+    background_of,
+    check_output_size,
+    decode,
+    given_map,
+    object_mask,
+    resolve_output,
+)
+from camrt.server.engine import Cancelled, Engine, ExplainResult, ExplainWork
+from camrt.server.errors import DrainingError
+from camrt.server.models import LoadedModel, ModelRepository
+from camrt.server.replies import (
+    explanation_message,
+    in_output_pixels,
+    microseconds,
+    model_message,
+    model_summary,
+    options_message,
+    prediction,
+    reference,
+    top_predictions,
+)
+from camrt.server.requests import class_of, classes_of, deadline_of, metrics_of, plan_of
+from camrt.server.settings import ServerSettings
+from camrt.server.status import Context, Edge, code_number, log_failure, status_of
+from camrt.server.stream import ordered
+from camrt.types import BoolArray, DoubleArray, IntArray
+from camrt.v1 import explainer_pb2 as pb
+from camrt.v1 import explainer_pb2_grpc as pb_grpc
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A request of Explain, checked."""
+
+    request: pb.ExplainRequest
+    model: LoadedModel
+    plan: Plan
+    classes: IntArray
+    output: Output
+    deadline: float | None
+
+
+class _Stopwatch:
+    """Seconds since it was made, and since the last lap."""
+
+    def __init__(self) -> None:
+        self._started = self._lap = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        before, self._lap = self._lap, time.perf_counter()
+        return self._lap - before
+
+    def total(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self._started
+
+
+class ExplainerServicer(pb_grpc.ExplainerServiceServicer):
+    """Answers the calls of ExplainerService. Every error becomes a status at the edge, see camrt.server.status.
+
+    Args:
+        repository: the models.
+        engine: runs them.
+        settings: the limits.
+    """
+
+    def __init__(self, repository: ModelRepository, engine: Engine, settings: ServerSettings) -> None:
+        self._repository, self._engine, self._settings = repository, engine, settings
+
+    async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:  # noqa: N802
+        """Explains one image."""
+        async with Edge(context):
+            return await self._explain(request, deadline_of(context))
+
+    async def ExplainStream(  # noqa: N802
+        self, requests: AsyncIterable[pb.ExplainStreamRequest], context: Context
+    ) -> AsyncIterator[pb.ExplainStreamResponse]:
+        """Explains image after image. Look-ahead is bounded by ServerSettings.stream_in_flight."""
+        async with Edge(context) as edge:
+            deadline = deadline_of(context)
+
+            async def explain(message: pb.ExplainStreamRequest) -> pb.ExplainResponse:
+                return await self._explain(message.request, deadline)
+
+            limit = self._settings.stream_in_flight
+            async with aclosing(ordered(requests, explain, limit, lambda: self._engine.draining)) as answers:
+                async for message, task in answers:
+                    yield _stream_reply(message.id, task, edge.request_id)
+            if self._engine.draining:
+                raise _draining()
+
+    async def Evaluate(self, request: pb.EvaluateRequest, context: Context) -> pb.EvaluateResponse:  # noqa: N802
+        """Measures a map, in the heavy lane."""
+        async with Edge(context):
+            with self._engine.admit(request.ByteSize()):
+                return await self._evaluate(request, deadline_of(context))
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: ARG002, N802
+        """The models of this server."""
+        async with Edge(context):
+            return pb.ListModelsResponse(models=[model_summary(status) for status in self._repository.statuses()])
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:  # noqa: N802
+        """Everything about one model."""
+        async with Edge(context):
+            return model_message(self._model(request.model), self._repository.statuses())
+
+    def _model(self, wanted: pb.ModelReference) -> LoadedModel:
+        return self._repository.get(wanted.name, wanted.version)
+
+    async def _explain(self, request: pb.ExplainRequest, deadline: float | None) -> pb.ExplainResponse:
+        with self._engine.admit(request.ByteSize()):
+            watch = _Stopwatch()
+            job = self._job(request, deadline)
+            decoded = await self._decode(job)
+            decode_seconds = watch.lap()
+            work = ExplainWork(job.model, decoded.tensor, job.classes, job.plan, deadline)
+            result = await self._engine.explain(work)
+            scores = None
+            if request.return_arcc:
+                metrics, seed = ("arcc",), request.seed
+                scores = await self._measure(job.model, decoded, result.explanations, metrics, None, seed, deadline)
+            watch.lap()
+            response = await self._engine.offload(partial(self._response, job, decoded, result), "encode")
+            for message, score in zip(response.explanations, () if scores is None else scores["arcc"], strict=False):
+                message.scores["arcc"] = float(score)
+            _set_timings(response.timings, result, decode_seconds, watch)
+            return response
+
+    def _job(self, request: pb.ExplainRequest, deadline: float | None) -> _Job:
+        model, settings = self._model(request.model), self._settings
+        manifest = model.explainer.manifest
+        return _Job(
+            request,
+            model,
+            plan_of(manifest, request.options, settings),
+            classes_of(request, manifest, settings),
+            resolve_output(request.output, request.image),
+            deadline,
+        )
+
+    async def _decode(self, job: _Job) -> Decoded:
+        explainer, most = job.model.explainer, self._settings.image_pixels
+        decoded = await self._engine.offload(partial(decode, job.request.image, explainer, most), "decode")
+        limits = self._settings.output_pixels, self._settings.message_bytes
+        check_output_size(job.output, decoded, len(job.classes), *limits)
+        return decoded
+
+    def _response(self, job: _Job, decoded: Decoded, result: ExplainResult) -> pb.ExplainResponse:
+        """Runs in the pool: maps to the pixels that were asked for, and to bytes."""
+        explainer, request = job.model.explainer, job.request
+        manifest = explainer.manifest
+        background = background_of(request.image, explainer, job.output, self._settings.image_pixels)
+        moved = (in_output_pixels(explainer, item, job.plan, decoded, job.output) for item in result.explanations)
+        layers = request.return_layer_maps
+        return pb.ExplainResponse(
+            model=reference(job.model),
+            model_digest=job.model.digest,
+            predictions=top_predictions(manifest, result.probabilities),
+            explanations=[explanation_message(manifest, item, job.output, background, layers) for item in moved],
+            probabilities=array_tensor(result.probabilities) if request.return_probabilities else None,
+            batch_size=result.batch_size,
+            options=options_message(job.plan),
+        )
+
+    async def _evaluate(self, request: pb.EvaluateRequest, deadline: float | None) -> pb.EvaluateResponse:
+        watch = _Stopwatch()
+        model, settings = self._model(request.model), self._settings
+        manifest = model.explainer.manifest
+        metrics = metrics_of(request, settings)
+        check_metrics(metrics, request.HasField("object_mask"))
+        plan, classes = plan_of(manifest, request.options, settings), class_of(request, manifest)
+        size = manifest.input_shape[1:]
+        mask = object_mask(request.object_mask, size)[None] if request.HasField("object_mask") else None
+        given = given_map(request.saliency_map, size) if request.HasField("saliency_map") else None
+        call = partial(decode, request.image, model.explainer, settings.image_pixels)
+        decoded = await self._engine.offload(call, "decode")
+        decode_seconds = watch.lap()
+        result = await self._engine.explain(ExplainWork(model, decoded.tensor, classes, plan, deadline))
+        explanation = result.explanations[0]
+        if given is not None:
+            explanation = replace(explanation, saliency_map=given, in_input_pixels=True)
+        scores = await self._measure(model, decoded, [explanation], metrics, mask, request.seed, deadline)
+        watch.lap()
+        response = pb.EvaluateResponse(
+            model=reference(model),
+            model_digest=model.digest,
+            prediction=prediction(manifest, explanation.class_index, explanation.probability),
+            scores={name: float(values[0]) for name, values in scores.items()},
+        )
+        _set_timings(response.timings, result, decode_seconds, watch)
+        return response
+
+    async def _measure(
+        self,
+        model: LoadedModel,
+        decoded: Decoded,
+        explanations: Sequence[Explanation],
+        metrics: Sequence[str],
+        mask: BoolArray | None,
+        seed: int,
+        deadline: float | None,
+    ) -> dict[str, DoubleArray]:
+        """Scores of explanations of one image, computed in the heavy lane."""
+
+        def measure(cancelled: Cancelled) -> dict[str, DoubleArray]:
+            return model.explainer.evaluate(
+                decoded.tensor[None],
+                explanations,
+                metrics,
+                mask,
+                seed,
+                batch_size=self._engine.heavy_batch,
+                checkpoint=cancelled,
+            )
+
+        return await self._engine.run_heavy(decoded.tensor.nbytes, deadline, measure)
+
+
+def _stream_reply(message_id: str, task: asyncio.Task[pb.ExplainResponse], request_id: str) -> pb.ExplainStreamResponse:
+    """What became of one image of a stream."""
+    error = _draining() if task.cancelled() else task.exception()
+    if error is None:
+        return pb.ExplainStreamResponse(id=message_id, response=task.result())
+    status = status_of(error, request_id)
+    log_failure(error, status, request_id)
+    told = pb.Error(code=code_number(status.code), message=status.message, reason=status.reason)
+    return pb.ExplainStreamResponse(id=message_id, error=told)
+
+
+def _draining() -> DrainingError:
+    return DrainingError("The server is stopping.", "Send the request to another one.")
+
+
+def _set_timings(timings: pb.Timings, result: ExplainResult, decode_seconds: float, watch: _Stopwatch) -> None:
+    """The stages of a request; the lap that ends here encoded the reply."""
+    timings.decode_us = microseconds(decode_seconds)
+    timings.queue_us = microseconds(result.queue_seconds)
+    timings.inference_us = microseconds(result.inference_seconds)
+    timings.kernels_us = microseconds(result.kernels_seconds)
+    timings.encode_us = microseconds(watch.lap())
+    timings.total_us = microseconds(watch.total())

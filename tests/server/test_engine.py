@@ -1,0 +1,371 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from camrt.errors import ClassIndexError, InvalidInputError
+from camrt.server.engine import Cancelled, Engine, ExplainResult, ExplainWork
+from camrt.server.errors import DeadlineError, DrainingError, OverloadedError
+from camrt.server.heavy import Pace
+from camrt.server.models import LoadedModel
+from camrt.server.settings import ServerSettings
+from camrt.types import FloatArray
+from tests.server.stub_models import explainer, gated, image, loaded, plan
+
+
+def with_engine(test: Callable[[Engine], Awaitable[None]], **settings: Any) -> None:
+    async def run() -> None:
+        engine = Engine(ServerSettings(**{"threads": 1, "max_delay_ms": 0, **settings}))
+        try:
+            await test(engine)
+        finally:
+            engine.close()
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def work(model: LoadedModel, tensor: FloatArray, *classes: int, seconds: float | None = None) -> ExplainWork:
+    deadline = None if seconds is None else time.monotonic() + seconds
+    return ExplainWork(model, tensor, np.array(classes or (-1,), np.int64), plan(), deadline)
+
+
+async def entered(stub: Any) -> None:
+    assert await asyncio.to_thread(stub.entered.wait, 20)
+
+
+def test_a_batch_of_mixed_classes_says_what_each_says_alone() -> None:
+    async def test(engine: Engine) -> None:
+        model, stub = gated()
+        first = asyncio.create_task(engine.explain(work(model, image(9))))
+        await entered(stub)
+        tasks = [asyncio.create_task(engine.explain(work(model, image(n), n % 6))) for n in range(4)]
+        tasks.append(asyncio.create_task(engine.explain(work(model, image(4), -2))))
+        await asyncio.sleep(0.02)
+        stub.gate.set()
+        results = await asyncio.gather(*tasks)
+        await first
+        assert stub.runs == [1, 5]
+        for n, result in enumerate(results):
+            assert result.batch_size == 5
+            expected = explainer().explain(image(n)[None], n % 6 if n < 4 else -2)[0]
+            (found,) = result.explanations
+            assert found.class_index == expected.class_index
+            np.testing.assert_allclose(found.saliency_map, expected.saliency_map, atol=1e-5)
+            np.testing.assert_allclose(result.logits, explainer().predict(image(n)[None])[0], rtol=1e-4, atol=1e-4)
+            assert result.probabilities.dtype == np.float32
+            assert abs(result.probabilities.sum() - 1) < 1e-5
+            assert found.probability == pytest.approx(result.probabilities[found.class_index], abs=1e-5)
+        assert engine.statistics["gated", "1"].requests == 6
+        assert engine.statistics["gated", "1"].executions == 2
+
+    with_engine(test)
+
+
+def test_several_classes_of_one_image_share_a_forward_pass() -> None:
+    async def test(engine: Engine) -> None:
+        model, stub = gated()
+        stub.gate.set()
+        result = await engine.explain(work(model, image(), 0, -1, 3, 5, 1))
+        assert stub.runs == [1, 1, 1]  # two classes a run, one image each
+        expected = explainer().explain(image()[None], [0, -1, 3, 5, 1])
+        assert [item.class_index for item in result.explanations] == [item.class_index for item in expected]
+        for found, wanted in zip(result.explanations, expected, strict=True):
+            np.testing.assert_allclose(found.saliency_map, wanted.saliency_map, atol=1e-5)
+
+    with_engine(test, max_batch=2)
+
+
+def test_predictions_batch_among_themselves() -> None:
+    async def test(engine: Engine) -> None:
+        model, stub = gated()
+        tasks = [asyncio.create_task(engine.predict(model, image(n), None)) for n in range(3)]
+        tasks.append(asyncio.create_task(engine.explain(work(model, image(7)))))  # type: ignore[arg-type]
+        stub.gate.set()
+        logits = await asyncio.gather(*tasks[:3])
+        await tasks[3]
+        assert sorted(stub.runs) == [1, 1, 2]
+        for n, row in enumerate(logits):
+            np.testing.assert_allclose(row, explainer().predict(image(n)[None])[0], rtol=1e-4, atol=1e-4)
+
+    with_engine(test)
+
+
+def test_a_lone_request_does_not_wait_for_company() -> None:
+    async def test(engine: Engine) -> None:
+        with engine.admit(10):
+            await engine.offload(lambda: None)
+            result = await engine.explain(work(loaded(), image()))
+        assert result.batch_size == 1
+        assert result.queue_seconds < 0.4
+
+    with_engine(test, max_delay_ms=1000)
+
+
+def test_requests_that_are_being_decoded_are_waited_for() -> None:
+    model = loaded()
+
+    async def request(engine: Engine, n: int) -> ExplainResult:
+        with engine.admit(10):
+            await asyncio.sleep(0.02 * n)
+            return await engine.explain(work(model, image(n)))
+
+    async def test(engine: Engine) -> None:
+        await engine.explain(work(model, image()))
+        results = await asyncio.gather(*(request(engine, n) for n in range(4)))
+        assert [result.batch_size for result in results] == [4] * 4
+
+    with_engine(test, max_delay_ms=1000)
+
+
+def test_one_bad_image_harms_no_other() -> None:
+    async def test(engine: Engine) -> None:
+        model, stub = gated()
+        bad = image(1)
+        bad[0, 0, 0] = np.nan
+        first = asyncio.create_task(engine.explain(work(model, image(9))))
+        await entered(stub)
+        tasks = [asyncio.create_task(engine.explain(work(model, tensor))) for tensor in (image(0), bad, image(2))]
+        await asyncio.sleep(0.02)
+        stub.gate.set()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        await first
+        assert isinstance(outcomes[1], InvalidInputError)
+        for n in (0, 2):
+            assert isinstance(outcomes[n], ExplainResult)
+        assert engine.statistics["gated", "1"].failures == 1
+
+    with_engine(test)
+
+
+def test_arguments_are_checked_before_they_reach_a_batch() -> None:
+    async def test(engine: Engine) -> None:
+        model = loaded()
+        for tensor in (image()[:1], image().astype(np.float64), image()[:, :-1]):
+            with pytest.raises(InvalidInputError, match="float32"):
+                await engine.explain(work(model, tensor))
+        for classes in ((6,), (-7,), (0, 99)):
+            with pytest.raises(ClassIndexError, match="6 classes"):
+                await engine.explain(work(model, image(), *classes))
+        with pytest.raises(InvalidInputError):
+            await engine.predict(model, image()[None], None)
+
+    with_engine(test)
+
+
+def test_a_fault_of_the_worker_reaches_the_callers_and_the_engine_goes_on() -> None:
+    def fail(inputs: FloatArray) -> None:
+        if inputs[0, 0, 0, 0] == 0:
+            raise RuntimeError("out of order")
+
+    async def test(engine: Engine) -> None:
+        model, stub = gated(fail)
+        stub.gate.set()
+        with pytest.raises(RuntimeError, match="out of order"):
+            await engine.explain(work(model, np.zeros_like(image())))
+        assert (await engine.explain(work(model, image()))).batch_size == 1
+
+    with_engine(test)
+
+
+def test_a_cancelled_request_leaves_the_queue() -> None:
+    async def test(engine: Engine) -> None:
+        model, stub = gated()
+        first = asyncio.create_task(engine.explain(work(model, image())))
+        await entered(stub)
+        with engine.admit(10):
+            waiting = [asyncio.create_task(engine.explain(work(model, image(n)))) for n in range(3)]
+            await asyncio.sleep(0.02)
+            waiting[1].cancel()
+            await asyncio.sleep(0.02)
+        stub.gate.set()
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        await first
+        assert isinstance(outcomes[1], asyncio.CancelledError)
+        assert stub.runs == [1, 2]
+
+    with_engine(test)
+
+
+def test_a_deadline_is_looked_at_on_entry_and_in_the_queue() -> None:
+    async def test(engine: Engine) -> None:
+        model, stub = gated()
+        with pytest.raises(DeadlineError):
+            await engine.explain(work(model, image(), seconds=-1))
+        first = asyncio.create_task(engine.explain(work(model, image())))
+        await entered(stub)
+        started = time.monotonic()
+        with pytest.raises(DeadlineError):
+            await engine.explain(work(model, image(), seconds=0.05))
+        assert time.monotonic() - started < 5
+        stub.gate.set()
+        await first
+        assert stub.runs == [1]
+
+    with_engine(test)
+
+
+def test_classes_after_the_deadline_are_not_computed() -> None:
+    async def test(engine: Engine) -> None:
+        model, stub = gated(lambda _: time.sleep(0.1))
+        stub.gate.set()
+        with pytest.raises(DeadlineError):
+            await engine.explain(work(model, image(), 0, 1, 2, 3, 4, 5, seconds=0.15))
+        await asyncio.sleep(0.3)
+        assert len(stub.runs) <= 3
+
+    with_engine(test, max_batch=1)
+
+
+def test_admission_counts_items_and_bytes() -> None:
+    async def test(engine: Engine) -> None:
+        with engine.admit(600), engine.admit(300):
+            assert engine.in_flight == 2
+            with pytest.raises(OverloadedError, match="bytes") as refused, engine.admit(200):
+                pass
+            assert refused.value.retry_after_ms >= 50
+            with engine.admit(50), pytest.raises(OverloadedError, match="3 requests"), engine.admit(1):
+                pass
+        assert engine.in_flight == 0
+        with engine.admit(5000):  # alone, even a large one is taken
+            pass
+
+    with_engine(test, queue_items=3, queue_bytes=1024, message_bytes=1024)
+
+
+def test_what_would_wait_too_long_is_refused() -> None:
+    async def test(engine: Engine) -> None:
+        model, stub = gated(lambda _: time.sleep(0.1))
+        stub.gate.set()
+        await engine.explain(work(model, image()))
+        with engine.admit(1), engine.admit(1), engine.admit(1):
+            refused = engine.admit(1)
+            with pytest.raises(OverloadedError, match="wait"), refused:
+                pass
+
+    with_engine(test, queue_ms=250)
+
+
+def test_draining_refuses_what_is_new() -> None:
+    async def test(engine: Engine) -> None:
+        with engine.admit(1):
+            engine.drain()
+            assert (await engine.explain(work(loaded(), image()))).batch_size == 1
+        with pytest.raises(DrainingError), engine.admit(1):
+            pass
+
+    with_engine(test)
+
+
+def test_heavy_work_has_its_own_thread_and_does_not_block_cheap_work() -> None:
+    async def test(engine: Engine) -> None:
+        release, names = threading.Event(), []
+
+        def heavy(cancelled: Cancelled) -> int:
+            names.append(threading.current_thread().name)
+            assert release.wait(20)
+            cancelled()
+            return 7
+
+        task = asyncio.create_task(engine.run_heavy(10, None, heavy))
+        assert (await engine.explain(work(loaded(), image()))).batch_size == 1
+        release.set()
+        assert await task == 7
+        assert names[0].startswith("camrt-heavy")
+
+    with_engine(test)
+
+
+def test_heavy_work_whose_caller_is_gone_ends_at_its_next_chunk() -> None:
+    async def test(engine: Engine) -> None:
+        chunks, started = [0], threading.Event()
+
+        def heavy(cancelled: Cancelled) -> None:
+            for _ in range(1000):
+                cancelled()
+                chunks[0] += 1
+                started.set()
+                time.sleep(0.005)
+
+        lost: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: lost.append(context))
+        for deadline in (None, 0.1):
+            started.clear()
+            end = None if deadline is None else time.monotonic() + deadline
+            task = asyncio.create_task(engine.run_heavy(10, end, heavy))
+            assert await asyncio.to_thread(started.wait, 20)
+            if deadline is None:
+                task.cancel()
+            with pytest.raises((asyncio.CancelledError, DeadlineError)):
+                await task
+            await asyncio.sleep(0.1)
+            seen = chunks[0]
+            await asyncio.sleep(0.1)
+            assert chunks[0] == seen < 900
+        gc.collect()
+        assert not lost
+
+    with_engine(test)
+
+
+def test_heavy_work_is_bounded_too() -> None:
+    async def test(engine: Engine) -> None:
+        release = threading.Event()
+        tasks = [asyncio.create_task(engine.run_heavy(10, None, lambda _: release.wait(20))) for _ in range(2)]
+        await asyncio.sleep(0.02)
+        with pytest.raises(OverloadedError, match="expensive") as refused:
+            await engine.run_heavy(10, None, lambda _: None)
+        assert refused.value.retry_after_ms > 0
+        release.set()
+        assert await asyncio.gather(*tasks) == [True, True]
+        assert await engine.run_heavy(10, None, lambda _: 3) == 3
+
+    with_engine(test, heavy_items=2)
+
+
+def test_heavy_work_gives_way_in_proportion_to_its_share() -> None:
+    pace = Pace(share=0.25)
+    pace.cheap_busy(True)
+    pace.start()
+    time.sleep(0.05)
+    started = time.monotonic()
+    pace.give_way()
+    assert 0.14 < time.monotonic() - started < 1.0
+    pace.cheap_busy(False)
+    time.sleep(0.05)
+    started = time.monotonic()
+    pace.give_way()
+    assert time.monotonic() - started < 0.05
+    time.sleep(0.3)
+    pace.cheap_busy(True)
+    threading.Timer(0.05, pace.cheap_busy, (False,)).start()
+    started = time.monotonic()
+    pace.give_way()
+    assert time.monotonic() - started < 0.6
+
+
+def test_offloaded_work_leaves_the_event_loop() -> None:
+    async def test(engine: Engine) -> None:
+        assert (await engine.offload(lambda: threading.current_thread().name, "decode")).startswith("camrt-io")
+
+    with_engine(test)
+
+
+def test_a_model_is_freed_when_its_last_request_is_done() -> None:
+    async def test(engine: Engine) -> None:
+        model, stub = gated()
+        stub.gate.set()
+        await engine.explain(work(model, image()))
+        ref = weakref.ref(model)
+        del model
+        gc.collect()
+        assert ref() is None
+
+    with_engine(test)
