@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import struct
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import PngImagePlugin
 
 from camrt.errors import ImageError
+from camrt.preprocess.decoding import DECODER_ERRORS
 from camrt.types import BoolArray
 
 MASK_SUFFIX = ".png"
-
-_DECODER_ERRORS = (
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-)
 
 
 def load_mask(path: Path, size: tuple[int, int]) -> BoolArray:
@@ -54,7 +41,7 @@ def load_mask(path: Path, size: tuple[int, int]) -> BoolArray:
         raise
     except OSError as error:
         raise ImageError(f"The mask cannot be read: {error.strerror or error}.", "Save it as PNG.") from error
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise ImageError(f"The mask is no PNG, or damaged ({error}).", "Save it as PNG.") from error
     if picture.mode in ("LA", "RGBA"):
         values = values[..., :-1]

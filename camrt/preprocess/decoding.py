@@ -30,7 +30,7 @@ _SIGNATURES = (
     (0, b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
     (8, b"WEBP", WebPImagePlugin.WebPImageFile),
 )
-_DECODER_ERRORS = (
+DECODER_ERRORS = (  # what Pillow raises for damaged files
     OSError,
     SyntaxError,
     ValueError,
@@ -97,7 +97,7 @@ def _decode(stream: BinaryIO, source: str, max_pixels: int) -> Image.Image:
     try:
         with _quiet():
             image = decoder(stream)
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise _damaged(source, error) from error
     _check_size(image.size, source, max_pixels)
     return _load_rgb(image, source)
@@ -114,12 +114,12 @@ def _quiet() -> Iterator[None]:
 def _load_rgb(image: Image.Image, source: str) -> Image.Image:
     try:
         image.load()
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise _damaged(source, error) from error
     try:
         with _quiet():
             orientation = image.getexif().get(_ORIENTATION_TAG)
-    except _DECODER_ERRORS:
+    except DECODER_ERRORS:
         orientation = None
     rgb = _to_rgb(image, source)
     return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb

@@ -16,6 +16,9 @@ from camrt.runtime.providers import onnx_runtime_provider
 from camrt.runtime.pruning import PrunableModel
 from camrt.types import AnyArray, FloatArray, IntArray, LayerOutputs, SessionOutputs
 
+MAX_SESSIONS = 32
+"""Sessions that one bundle keeps open: callers choose layers freely, and memory must not grow with every choice."""
+
 _NO_CLASSES = np.empty(0, np.int64)
 _FLOATS = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(double)": np.float64}
 _EXPORT_AGAIN = "Check the model with onnx.checker, or export it again."
@@ -153,13 +156,18 @@ class OnnxRuntimeSession:
             )
 
     def _session(self, outputs: tuple[str, ...], cut_at: str | None = None) -> onnxruntime.InferenceSession:
-        """The cached session for a set of outputs."""
+        """The cached session for a set of outputs. One too many closes the one that was opened first.
+
+        A session that is closed while it runs ends its run first; it is opened again when it is needed.
+        """
         key = (cut_at, outputs)
         session = self._sessions.get(key)
         if session is None:
             with self._lock:
                 session = self._sessions.get(key) or self._open(outputs, cut_at)
                 self._sessions[key] = session
+                while len(self._sessions) > MAX_SESSIONS:
+                    del self._sessions[next(iter(self._sessions))]
         return session
 
     def _open(self, outputs: tuple[str, ...], cut_at: str | None) -> onnxruntime.InferenceSession:

@@ -51,6 +51,23 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     return graphs
 
 
+def test_the_number_of_open_sessions_is_bounded(
+    bundle: Bundle, opened: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "MAX_SESSIONS", 2)
+    session = open_session(bundle.path, threads=1)
+    first = session.run(images(), np.array([0, 1]), LAYERS[:1])
+    for layers in (LAYERS[1:2], LAYERS[2:]):
+        session.run(images(), np.array([0, 1]), layers)
+        session.run(images(), np.array([0, 1]), layers)
+    assert len(opened) == 3
+    session.run(images(), np.array([0, 1]), LAYERS[2:])
+    assert len(opened) == 3  # still open
+    again = session.run(images(), np.array([0, 1]), LAYERS[:1])
+    assert len(opened) == 4  # was closed
+    np.testing.assert_array_equal(again.layers[0].gradients, first.layers[0].gradients)
+
+
 def test_sessions_are_opened_when_needed_and_once(bundle: Bundle, opened: list[bytes]) -> None:
     session = open_session(bundle.path, threads=1)
     assert opened == []
