@@ -7,6 +7,7 @@ and skips the graph, so it costs microseconds whatever the size of the model, an
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import operator
@@ -38,6 +39,12 @@ Head: TypeAlias = Literal["logits", "softmax", "log_softmax", "sigmoid"]
 _METADATA_PROPS_FIELD = 14  # ModelProto.metadata_props
 _LENGTH_DELIMITED = 2
 _MAX_MANIFEST_BYTES = 64 << 20
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hex: what tells bundles and source models apart."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

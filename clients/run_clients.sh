@@ -23,15 +23,7 @@ case "${1:-}" in
   *) echo "Usage: $0 [--require-all]" >&2; exit 2 ;;
 esac
 
-work="$(mktemp -d)"
-server_pid=
-stop() {
-  if [ -n "$server_pid" ] && kill "$server_pid" 2>/dev/null; then
-    wait "$server_pid" || true
-  fi
-  rm -rf "$work"
-}
-trap stop EXIT
+source "$here/server.sh"
 
 # What a client lacks: prints the first thing that is missing.
 lacks_programs() { for program in "$@"; do command -v "$program" >/dev/null || { echo "$program"; return; }; done; }
@@ -54,20 +46,6 @@ run_node() { timeout 60 node "$here/node/explain.js" "$@"; }
 run_cpp() { timeout 60 "$build/cpp/explain" "$@"; }
 run_go() { timeout 60 "$build/go/explain" "$@"; }
 
-start_server() {
-  "$python" -m camrt serve --host 127.0.0.1 --port 0 --threads 1 >"$work/server.out" 2>"$work/server.log" &
-  server_pid=$!
-  for _ in $(seq 300); do
-    address="$(sed -n 's/^camrt serves on \([0-9.:]*\) .*/\1/p' "$work/server.out")"
-    [ -n "$address" ] && return
-    kill -0 "$server_pid" 2>/dev/null || break
-    sleep 0.2
-  done
-  echo "The server did not start:" >&2
-  cat "$work/server.log" >&2
-  exit 1
-}
-
 same_size() {
   "$python" -c '
 import sys
@@ -89,7 +67,7 @@ check() {
   fi
 }
 
-start_server
+start_server "$python" -m camrt serve --host 127.0.0.1 --port 0 --threads 1
 passed=0 failed=0 skipped=0
 for client in node cpp go; do
   lacking="$("lacks_$client" | head -n 1)"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from camrt.bundle import MANIFEST_KEY, Bundle, Manifest, TargetLayer
+from camrt.bundle import MANIFEST_KEY, Bundle, Manifest, TargetLayer, file_sha256
 from camrt.errors import BundleError, CamrtError, InvalidModelError, LayerNotFoundError
 
 
@@ -134,3 +135,9 @@ def test_random_bytes_raise_a_typed_error(tmp_path_factory: pytest.TempPathFacto
     path.write_bytes(content)
     with pytest.raises(CamrtError, match=r"random\.onnx"):
         Bundle.open(path)
+
+
+def test_the_digest_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    assert file_sha256(path) == hashlib.sha256(b"content").hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from camrt import __version__
+from camrt.bundle import file_sha256
 from camrt.datasets import Dataset, DatasetItem, FolderDataset, ShapesDataset
 from camrt.errors import InvalidInputError
 from camrt.evaluation.config import ConfigError, EvaluationConfig
@@ -21,7 +21,6 @@ from camrt.preprocess import Preprocessing
 
 DEFAULT_METRICS = ("arcc", "coherency", "complexity", "road")
 DEFAULT_MASK_METRICS = ("mass_iou", "roc_auc", "pointing_game")
-_READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ class EvaluationSession:
             items=_chosen(dataset.items, config),
             specs=specs,
             metrics=_metrics(config, dataset.has_masks),
-            bundle_sha256=_sha256(path),
+            bundle_sha256=file_sha256(path),
         )
 
     @property
@@ -129,11 +128,3 @@ def _metrics(config: EvaluationConfig, has_masks: bool) -> tuple[str, ...]:
     if blind:
         raise ConfigError(f"{', '.join(blind)} compare with object masks.", "Give --masks, or leave them out.")
     return tuple(name for name in METRICS if name in wanted)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(_READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import onnx
@@ -73,12 +72,6 @@ def _check_references(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         if any(attribute.type == onnx.AttributeProto.UNDEFINED for attribute in node.attribute):
             raise ValueError(f"an attribute of node {node.name!r} has no type")
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of the file, hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _converted(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:

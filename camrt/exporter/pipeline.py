@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InvariantError
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from camrt.bundle import MANIFEST_KEY, Bundle, Manifest, TargetLayer
+from camrt.bundle import MANIFEST_KEY, Bundle, Manifest, TargetLayer, file_sha256
 from camrt.errors import CamrtError, InvalidInputError, InvalidModelError
 from camrt.exporter.backward import append_backward
 from camrt.exporter.head import (
@@ -28,7 +28,7 @@ from camrt.exporter.head import (
     flat_logits,
 )
 from camrt.exporter.layers import LayerCandidate, LayerFinder
-from camrt.exporter.loading import digest, load_model
+from camrt.exporter.loading import load_model
 from camrt.exporter.op_builder import OpBuilder
 from camrt.exporter.passes import normalize
 from camrt.exporter.shapes import nominal_shape
@@ -80,7 +80,7 @@ def export(
     manifest = Manifest(
         camrt_version=version("camrt"),
         source_name=source.name,
-        source_sha256=digest(source),
+        source_sha256=file_sha256(source),
         input_name=prepared.image.name or "",
         input_shape=input_shape,
         logits=logits_name,

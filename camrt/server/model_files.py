@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from camrt.bundle import file_sha256
 from camrt.errors import InvalidModelError
 from camrt.explainer import embedded_bundle_path
 from camrt.server.errors import ModelNotFoundError, SettingsError
@@ -15,7 +15,6 @@ from camrt.server.settings import ServerSettings
 BUNDLE_FILE = "bundle.onnx"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
-_CHUNK = 1 << 20
 
 
 class ModelFiles:
@@ -80,14 +79,10 @@ def digest_of(path: Path) -> str:
     Raises:
         InvalidModelError: it cannot be read.
     """
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
+        return file_sha256(path)
     except OSError as error:
         raise InvalidModelError(f"Cannot read {path}: {error.strerror}.", "Check the path.") from error
-    return digest.hexdigest()
 
 
 def _name_of(path: Path) -> str:

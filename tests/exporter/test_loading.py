@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 from onnx import helper
 
 from camrt.errors import InvalidModelError, UnsupportedModelError
-from camrt.exporter.loading import digest, load_model
+from camrt.exporter.loading import load_model
 from tests.exporter.graphs import edit_model, node_named, small_classifier
 
 
@@ -82,9 +81,3 @@ def test_sparse_weights_and_values_left_out_are_known(tmp_path: Path) -> None:
 
     model = load_model(edit_model(small_classifier(tmp_path / "source.onnx"), edit))
     assert [node.op_type for node in model.graph][-1] == "Clip"
-
-
-def test_digest(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"content")
-    assert digest(path) == hashlib.sha256(b"content").hexdigest()

@@ -26,16 +26,6 @@ void check(const ImageStack& images) {
     require(images.count > 0 && images.size() > 0 && images.values.size() == images.count * images.size());
 }
 
-// The value of rank `rank` among `values` (which are put in another order), those before `sorted` being in place.
-float ranked(std::vector<float>& values, std::size_t& sorted, std::size_t rank) {
-    const auto at = values.begin() + static_cast<std::ptrdiff_t>(rank);
-    if (rank >= sorted) {
-        std::nth_element(values.begin() + static_cast<std::ptrdiff_t>(sorted), at, values.end());
-        sorted = rank + 1;
-    }
-    return *at;
-}
-
 // A place between two ranks, as in NumPy's linear quantiles.
 struct Place {
     std::size_t low;
@@ -68,8 +58,12 @@ std::vector<double> thresholds(const float* map, std::size_t size, std::span<con
     std::sort(ranks.begin(), ranks.end());
     std::vector<float> values(map, map + size);
     std::size_t sorted = 0;
-    for (const std::size_t rank : ranks) {
-        ranked(values, sorted, rank);
+    for (const std::size_t rank : ranks) {  // what lies before `sorted` is in place
+        if (rank >= sorted) {
+            const auto at = [&](std::size_t i) { return values.begin() + static_cast<std::ptrdiff_t>(i); };
+            std::nth_element(at(sorted), at(rank), values.end());
+            sorted = rank + 1;
+        }
     }
     std::vector<double> result(2 * shares.size());
     for (std::size_t f = 0; f < shares.size(); ++f) {
