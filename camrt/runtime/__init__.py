@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from camrt.runtime.providers import ProviderStatus, available_providers
 from camrt.runtime.session import PlainModel, Session
 
-__all__ = ["PlainModel", "ProviderStatus", "Session", "available_providers", "open_model", "open_session"]
+__all__ = [
+    "PlainModel",
+    "ProviderStatus",
+    "Session",
+    "available_providers",
+    "multiply_adds",
+    "open_model",
+    "open_session",
+]
 
 
 def open_session(path: str | os.PathLike[str], provider: str = "cpu", threads: int = 0) -> Session:
@@ -32,3 +41,10 @@ def open_model(path: str | os.PathLike[str], threads: int = 0) -> PlainModel:
     from camrt.runtime.onnxruntime import OnnxRuntimeModel
 
     return OnnxRuntimeModel(path, threads)
+
+
+def multiply_adds(path: str | os.PathLike[str], layers: Sequence[str]) -> int:
+    """Multiply-adds of one image through a bundle, see camrt.runtime.arithmetic."""
+    from camrt.runtime.arithmetic import multiply_adds as count
+
+    return count(path, layers)

@@ -1,0 +1,109 @@
+"""A real server process under growing numbers of callers, beside the library in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from camrt.bench.latency import Progress
+from camrt.bench.report import Row, Table
+from camrt.bench.turns import Contender, take_turns
+from camrt.bench.workload import Workload
+from camrt.client import AsyncExplainerClient
+from camrt.errors import InvalidInputError
+
+STOP_SECONDS = 30
+
+
+def bench_server(
+    work: Workload, threads: int, callers: Sequence[int], seconds: float, progress: Progress, target: str | None = None
+) -> tuple[list[Table], list[str]]:
+    """A table of callers, answers a second and latencies; JPEG in, uint8 map out. Client and server share the machine.
+
+    Args:
+        work: bundle and image.
+        threads: of the server's runs, and of the library in this process.
+        callers: numbers of callers, each with one call after the other.
+        seconds: of each number.
+        progress: told what is being timed.
+        target: address of a server that runs already, which serves the bundle; None starts one.
+
+    Raises:
+        InvalidInputError: the server does not start.
+        RemoteError: it does not answer.
+    """
+    jpeg = work.jpeg()
+    progress("in this process")
+    with work.explainer("cpu", threads) as explainer:
+        lines = [Contender({"callers": 1}, lambda: explainer.explain_images(jpeg, output_size="input"))]
+        alone = take_turns(lines, rounds=max(10, int(10 * seconds)))[0]
+    rows: list[Row] = [{"where": "in process", "callers": 1, **_figures(alone.seconds, sum(alone.seconds))}]
+    with _server(work, threads) if target is None else _running(target) as address:
+        asyncio.run(_load(address, jpeg, 4, 1.0))
+        for count in sorted(set(callers)):
+            progress(f"{count} callers")
+            times, elapsed = asyncio.run(_load(address, jpeg, count, seconds))
+            rows.append({"where": "server", "callers": count, **_figures(times, elapsed)})
+    base = float(rows[0]["images_per_second"])
+    for row in rows:
+        row["rate_ratio"] = float(row["images_per_second"]) / base
+    return [Table("Server", rows, "", "callers", "images_per_second")], []
+
+
+def _figures(seconds: Sequence[float], elapsed: float) -> dict[str, float]:
+    milliseconds = {
+        f"{name}_ms": 1e3 * float(np.percentile(seconds, p)) for name, p in (("median", 50), ("p90", 90), ("p99", 99))
+    }
+    return {**milliseconds, "images_per_second": len(seconds) / elapsed}
+
+
+async def _load(target: str, jpeg: bytes, callers: int, seconds: float) -> tuple[list[float], float]:
+    """Seconds of every call, and of all together."""
+    times: list[float] = []
+    begun = time.perf_counter()
+    async with AsyncExplainerClient(target) as client:
+
+        async def caller() -> None:
+            while time.perf_counter() - begun < seconds:
+                started = time.perf_counter()
+                await client.explain(jpeg, output_size="input")
+                times.append(time.perf_counter() - started)
+
+        await asyncio.gather(*(caller() for _ in range(callers)))
+    return times, time.perf_counter() - begun
+
+
+@contextmanager
+def _running(target: str) -> Iterator[str]:
+    yield target
+
+
+@contextmanager
+def _server(work: Workload, threads: int) -> Iterator[str]:
+    """``camrt serve`` on a free port of the loopback interface; its address."""
+    with _process(work.bundle, threads) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise InvalidInputError("The server did not start.", f"Try `camrt serve {work.bundle}`.")
+        try:
+            yield line.split()[3]
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _process(bundle: Path, threads: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "camrt", "serve", str(bundle), "--port", "0", "--threads", str(threads)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
