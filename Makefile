@@ -1,4 +1,4 @@
-# camrt: make demo | test | test-slow | lint | format | bench | bench-server | synthetic-benchmark | clients | clients-toolchains | sanitize | wheel | train | clean
+# camrt: make demo | test | test-slow | lint | format | bench | bench-server | gpu-check | coverage-table | synthetic-benchmark | clients | clients-toolchains | sanitize | wheel | train | clean
 # Every target builds what it needs in .venv.
 
 PYTHON ?= python3
@@ -6,15 +6,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(shell find camrt/kernels/native proto -type f)
-CPP_SOURCES := $(shell find camrt/kernels/native -name '*.cpp' -o -name '*.hpp')
+CPP_SOURCES := $(shell find camrt/kernels tests/kernels -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh')
 DEMO_OUTPUT := demo_output
 BENCH_THREADS ?= 2
+BENCH_OUTPUT := build/bench
 CLIENTS_PACKAGES := cmake g++ pkg-config libgrpc++-dev protobuf-compiler protobuf-compiler-grpc golang-go \
   golang-google-grpc-dev golang-github-golang-protobuf-1-5-dev protoc-gen-go protoc-gen-go-grpc
 BENCHMARK_IMAGES ?= 180
 BENCHMARK_OUTPUT := build/benchmark
 
-.PHONY: demo test test-slow lint format bench bench-server synthetic-benchmark clients clients-toolchains sanitize wheel train clean
+.PHONY: demo test test-slow lint format bench bench-server gpu-check coverage-table synthetic-benchmark clients clients-toolchains sanitize wheel train clean
 
 demo: $(VENV)/.runtime
 	@clients/demo.sh $(BIN) $(DEMO_OUTPUT)
@@ -38,12 +39,21 @@ format: $(VENV)/.dev
 	$(BIN)/clang-format -i $(CPP_SOURCES)
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.bench_explain --threads $(BENCH_THREADS)
+	$(BIN)/python -m benchmarks.bench_explain --threads $(BENCH_THREADS) --batch 1 16 --out $(BENCH_OUTPUT)
 	$(BIN)/python -m benchmarks.bench_kernels --threads $(BENCH_THREADS)
 	$(BIN)/python -m benchmarks.bench_evaluation --threads $(BENCH_THREADS)
+	$(BIN)/camrt bench latency --threads $(BENCH_THREADS) --batch 1,4,16 --classes 5 --layers 1,2,3 --out $(BENCH_OUTPUT)
+	$(BIN)/camrt bench kernels --threads $(BENCH_THREADS) --out $(BENCH_OUTPUT)
+	$(BIN)/camrt bench server --threads $(BENCH_THREADS) --out $(BENCH_OUTPUT)
+
+gpu-check: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.gpu_check --json benchmarks/results/gpu-$(or $(NAME),local).json
 
 bench-server: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.bench_server --threads $(BENCH_THREADS)
+
+coverage-table: $(VENV)/.dev
+	$(BIN)/python -W ignore -m tests.coverage.report --out docs/coverage.md
 
 clients: $(VENV)/.runtime
 	CAMRT_PYTHON=$(BIN)/python clients/run_clients.sh $(CLIENTS_FLAGS)

@@ -12,10 +12,8 @@ import argparse
 import copy
 import json
 import platform
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +26,7 @@ from rich.table import Table
 
 import camrt
 from benchmarks.peers import start_graph_at
+from camrt.bench.turns import Contender, take_turns
 from camrt.datasets import SyntheticShapes
 from camrt.kernels import get_backend
 from camrt.kernels.perturbation import REMOVAL_FRACTIONS
@@ -52,17 +51,11 @@ def measure_calls(
     calls: dict[str, Callable[[], Any]], rounds: int, slow: Sequence[str], slow_rounds: int
 ) -> dict[str, float]:
     """Median seconds of every call, in turns; the slow ones only in the first ``slow_rounds`` rounds."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(-1, rounds):
-        for name, call in calls.items():
-            if name in slow and number >= slow_rounds:
-                continue
-            time.sleep(0.02)
-            started = time.perf_counter()
-            call()
-            if number >= 0:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    lines = [
+        Contender({"name": name}, call, rounds=slow_rounds if name in slow else None) for name, call in calls.items()
+    ]
+    measured = take_turns(lines, rounds, warmup=1)
+    return {str(line.labels["name"]): line.median for line in measured}
 
 
 def picture() -> FloatArray:

@@ -1,213 +1,195 @@
 """RefineCAM in camrt against its peers and against a plain prediction: ``python -m benchmarks.bench_explain``.
 
-One run, the same images, two threads, batch 1, four target layers. First every map is checked against the others: no
+One run, the same images, threads and layers, pinned to the same cores. First every map is checked against camrt's: no
 contender is timed on different work without the table saying so. Then the contenders take turns, one call each a round,
 with a pause before every call so that the idle threads of one library have stopped spinning when the next one starts.
+A peer that cannot run is a line that says why.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
+import shlex
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 
 import camrt
-from benchmarks.peers import TORCHCAM_BASES, Contender, contenders, largest_difference
-from camrt.types import FloatArray
+from benchmarks.peers import PEERS, TORCHCAM_BASES, Case, Peer, Run, largest_difference
+from camrt.bench.environment import describe_machine, pinned, quiet_notes
+from camrt.bench.report import Report, Row, Table
+from camrt.bench.turns import Contender, noise_notes, take_turns
 from tests import oracles
-from tests.models import TestModel, export_onnx, make_inputs, make_model
+from tests.models import export_onnx, make_inputs, make_model
 
-MODELS = ("resnet18", "resnet50", "mobilenet_v3_small")
-GOALS = {"pytorch_grad_cam": 8.0, "pytorch_grad_cam_frozen": 4.0, "torchcam": 1.0}
-PACKAGES = ("camrt", "torch", "torchvision", "grad-cam", "torchcam", "onnxruntime", "numpy")
+MODELS = ("resnet18", "resnet50", "vgg11_bn", "convnext_tiny", "mobilenet_v3_small", "efficientnet_b0")
+GOALS = {"pytorch_grad_cam": 15.0, "pytorch_grad_cam_best": 9.0, "torchcam_best": 2.5}
+FLOOR, OURS = "onnxruntime", "camrt"
 OUTPUT_TOLERANCE = 1e-5
 IMAGE_SEED = 101
+SLOW_ROUNDS = 5  # of the lines that run one pass a layer
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Milliseconds of one contender."""
-
-    key: str
-    label: str
-    explains: bool
-    median: float
-    lower_quartile: float
-    upper_quartile: float
-    minimum: float
-    ratio_to_camrt: float
-    ratio_to_prediction: float
-
-
-def measure(lines: Sequence[Contender], rounds: int, warmup: int, pause: float) -> dict[str, list[float]]:
-    """Seconds of every call, contenders taking turns; each round starts with another one."""
-    seconds: dict[str, list[float]] = {line.key: [] for line in lines}
-    for number in range(-warmup, rounds):
-        offset = number % len(lines)
-        for line in (*lines[offset:], *lines[:offset]):
-            time.sleep(pause)
-            started = time.perf_counter()
-            line.run()
-            elapsed = time.perf_counter() - started
-            if number >= 0:
-                seconds[line.key].append(elapsed)
-    return seconds
-
-
-def summarise(lines: Sequence[Contender], seconds: dict[str, list[float]]) -> list[Timing]:
-    """Medians, quartiles and ratios of medians."""
-    medians = {key: statistics.median(values) for key, values in seconds.items()}
-    timings = []
-    for line in lines:
-        lower, middle, upper = (1e3 * value for value in statistics.quantiles(seconds[line.key], n=4))
-        timings.append(
-            Timing(
-                line.key,
-                line.label,
-                line.explains,
-                middle,
-                lower,
-                upper,
-                1e3 * min(seconds[line.key]),
-                medians[line.key] / medians["camrt"],
-                medians[line.key] / medians["onnxruntime"],
-            )
-        )
-    return timings
-
-
-def check_same_work(
-    model: TestModel, lines: Sequence[Contender], explainer: camrt.Explainer, image: FloatArray
-) -> dict[str, float]:
-    """Largest differences from camrt's output; SystemExit where one is beyond its tolerance.
-
-    pytorch-grad-cam computes the same map for every base. torch-cam leaves out a normalisation and has its own
-    Grad-CAM++, so its pipeline is compared through its LayerCAM, in its order of operations; the plain difference is
-    reported too.
-    """
-    outputs = {line.key: line.run() for line in lines}
-    differences = {key: largest_difference(outputs[key], outputs["onnxruntime"]) for key in ("torch", "camrt_predict")}
-    limits = {key: OUTPUT_TOLERANCE * float(np.abs(outputs["onnxruntime"]).max()) for key in differences}
-    for key in ("pytorch_grad_cam", "pytorch_grad_cam_frozen", "pytorch_grad_cam_cut"):
-        differences[key], limits[key] = largest_difference(outputs[key], outputs["camrt"]), oracles.TOLERANCE_CEILING
-    finest = explainer.manifest.target_layers[-1].shape[1:]
-    predicted = int(outputs["onnxruntime"][0].argmax())
-    theirs = oracles.torchcam_map(model.module, model.target_layers, image, [predicted], "layercam")[0]
-    ours = explainer.explain(image, base_method="layercam", order="resize_once", output_size=finest)[0].saliency_map
-    differences["torchcam (layercam, resize_once)"] = largest_difference(ours, theirs)
-    limits["torchcam (layercam, resize_once)"] = oracles.TOLERANCE_CEILING
-    if failed := {key: value for key, value in differences.items() if value > limits[key]}:
-        raise SystemExit(f"{model.name}: outputs differ, so times would not compare: {failed}")
-    if "torchcam" in outputs:
-        differences["torchcam (as timed)"] = largest_difference(outputs["torchcam"], outputs["camrt"])
-    return differences
-
-
-def kernel_share(explainer: camrt.Explainer, image: FloatArray, base: str, rounds: int) -> float:
-    """Median share of camrt's time that its kernels take."""
-    shares = []
-    for _ in range(rounds):
-        stages = explainer.explain(image, base_method=base)[0].timings
-        shares.append(stages["kernels"] / sum(stages.values()))
-    return statistics.median(shares)
-
-
-def bench_model(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Exports one model, checks and times everybody on it."""
-    image = make_inputs(1, arguments.size, IMAGE_SEED)
-    model = make_model(name, 0, arguments.size, images=image)
+def make_case(name: str, batch: int, options: argparse.Namespace, folder: Path) -> Case:
+    """One network with random weights as torch module, ONNX file and bundle."""
+    images = make_inputs(batch, options.size, IMAGE_SEED)
+    model = make_model(name, 0, options.size, images=images)
     source = export_onnx(model, folder / f"{name}.onnx", "torchscript")
-    size = (arguments.size, arguments.size)
+    size = (options.size, options.size)
     bundle = camrt.export(source, folder / f"{name}.bundle.onnx", list(model.target_layers), image_size=size)
-    explainer = camrt.Explainer(bundle.path, threads=arguments.threads)
-    lines = contenders(model, str(source), explainer, image, arguments.base, arguments.threads)
-    differences = check_same_work(model, lines, explainer, image)
-    seconds = measure(lines, arguments.rounds, arguments.warmup, arguments.pause_ms / 1e3)
-    return {
-        "model": name,
-        "layers": list(model.target_layers),
-        "differences": differences,
-        "timings": [asdict(timing) for timing in summarise(lines, seconds)],
-        "kernel_share": kernel_share(explainer, image, arguments.base, arguments.rounds),
-    }
+    return Case(model, source, Path(bundle.path), images, options.base, options.threads)
 
 
-def print_result(console: Console, result: dict[str, Any]) -> None:
-    """One table a model."""
-    table = Table(title=f"{result['model']}: {', '.join(result['layers'])}")
-    for heading in ("", "median ms", "quartiles", "x camrt", "x prediction", "goal"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    for timing in result["timings"]:
-        goal = GOALS.get(timing["key"])
-        met = "" if goal is None else f"{'met' if timing['ratio_to_camrt'] >= goal else 'MISSED'} (>= {goal:g} x)"
-        table.add_row(
-            timing["label"],
-            f"{timing['median']:.1f}",
-            f"{timing['lower_quartile']:.1f} to {timing['upper_quartile']:.1f}",
-            f"{timing['ratio_to_camrt']:.2f}",
-            f"{timing['ratio_to_prediction']:.2f}",
-            met,
-        )
-    console.print(table)
-    console.print(f"kernels: {100 * result['kernel_share']:.1f} % of camrt's time (goal: at most 5 %)")
-    for key, value in result["differences"].items():
-        console.print(f"largest difference, {key}: {value:.1e}")
+def start_all(case: Case) -> tuple[dict[str, Run], list[Row]]:
+    """The calls of those that run, each run once, and rows with the reasons of the others."""
+    runs, failed = {}, []
+    for peer in PEERS:
+        try:
+            runs[peer.key] = peer.start(case)
+            runs[peer.key]()
+        except Exception as error:  # noqa: BLE001 - whatever stops a peer is what its row says
+            runs.pop(peer.key, None)
+            failed.append(_row(case, peer, why=f"{type(error).__name__}: {str(error).splitlines()[0]}"))
+    return runs, failed
+
+
+def check_same_work(case: Case, runs: dict[str, Run]) -> list[Row]:
+    """Largest differences from camrt's maps; SystemExit where one is beyond its tolerance.
+
+    torch-cam leaves out a normalisation and has its own Grad-CAM++, so its pipeline is compared through its LayerCAM,
+    in its order of operations; the plain difference is reported too, and so is that of the lower-precision backward.
+    """
+    outputs = {key: run() for key, run in runs.items()}
+    rows: list[Row] = []
+    failed = {}
+    for peer in PEERS:
+        if peer.key not in outputs or peer.key in (OURS, FLOOR):
+            continue
+        reference = outputs[OURS if peer.explains else FLOOR]
+        difference = largest_difference(outputs[peer.key], reference)
+        limit = oracles.TOLERANCE_CEILING if peer.explains else OUTPUT_TOLERANCE * float(np.abs(reference).max())
+        if (peer.same_map or not peer.explains) and difference > limit:
+            failed[peer.key] = difference
+        correlation = float(np.corrcoef(outputs[peer.key].ravel(), reference.ravel())[0, 1])
+        rows.append({**_row(case, peer), "largest_difference": difference, "correlation": correlation})
+    difference = _torchcam_difference(case, outputs[FLOOR])
+    if difference > oracles.TOLERANCE_CEILING:
+        failed["torchcam (layercam, resize_once)"] = difference
+    if failed:
+        raise SystemExit(f"{case.model.name}: outputs differ, so times would not compare: {failed}")
+    return rows
+
+
+def _torchcam_difference(case: Case, logits: Any) -> float:
+    """Largest difference of one image's map from torch-cam's LayerCAM, in its order of operations."""
+    explainer = camrt.Explainer(case.bundle, threads=case.threads)
+    image = case.images[:1]
+    finest = explainer.manifest.target_layers[-1].shape[1:]
+    predicted = int(logits[0].argmax())
+    theirs = oracles.torchcam_map(case.model.module, case.model.target_layers, image, [predicted], "layercam")[0]
+    ours = explainer.explain(image, base_method="layercam", order="resize_once", output_size=finest)[0].saliency_map
+    return largest_difference(ours, theirs)
+
+
+def bench_case(case: Case, options: argparse.Namespace) -> tuple[list[Row], list[Row], list[str]]:
+    """Rows of times, rows of differences, and notes."""
+    with pinned(case.threads):
+        torch.set_num_threads(case.threads)
+        runs, failed = start_all(case)
+        differences = check_same_work(case, runs)
+        peers = [peer for peer in PEERS if peer.key in runs]
+        lines = [
+            Contender(
+                _row(case, peer),
+                runs[peer.key],
+                len(case.images),
+                min(SLOW_ROUNDS, options.rounds) if peer.key.startswith("pytorch_grad_cam") else None,
+                relative_to=next(index for index, other in enumerate(peers) if other.key == OURS),
+            )
+            for peer in peers
+        ]
+        measured = take_turns(lines, options.rounds, options.warmup, options.pause_ms / 1e3)
+    floor = next(line for line, peer in zip(measured, peers, strict=True) if peer.key == FLOOR)
+    rows: list[Row] = [{**line.to_row(), "to_prediction": line.median / floor.median} for line in measured]
+    notes = [f"{case.model.name}, batch {len(case.images)}: {note}" for note in noise_notes(measured)]
+    return [*rows, *failed], differences, notes
+
+
+def _row(case: Case, peer: Peer, why: str = "") -> Row:
+    row: Row = {"model": case.model.name, "batch": len(case.images), "key": peer.key, "what": peer.label}
+    return {**row, "why_not": why} if why else row
+
+
+def means(rows: Sequence[Row]) -> list[Row]:
+    """Geometric means over the models, one a contender and batch, with the goals."""
+    found: list[Row] = []
+    for batch in sorted({int(row["batch"]) for row in rows}):
+        for peer in PEERS:
+            mine = [row for row in rows if (row["batch"], row["key"]) == (batch, peer.key) and "ratio" in row]
+            if not mine:
+                continue
+            mean = statistics.geometric_mean(float(row["ratio"]) for row in mine)
+            floor = statistics.geometric_mean(float(row["to_prediction"]) for row in mine)
+            row: Row = {"batch": batch, "key": peer.key, "models": len(mine)}
+            row.update(mean_ratio=mean, to_prediction=floor)
+            goal = GOALS.get(peer.key)
+            found.append(row if goal is None else {**row, "goal": goal, "met": "yes" if mean >= goal else "no"})
+    return found
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=MODELS)
-    parser.add_argument("--base", default="gradcam++", choices=oracles.METHODS)
+    parser.add_argument("--base", default="gradcam++", choices=sorted(TORCHCAM_BASES))
+    parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--warmup", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--pause-ms", type=float, default=20.0)
-    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--out", type=Path, help="also write the report, peers.json and peers.md, to this folder")
     return parser.parse_args(arguments)
 
 
-def main() -> None:
-    """Runs the benchmark."""
-    arguments = parse(sys.argv[1:])
-    torch.set_num_threads(arguments.threads)
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    results = []
+def run(options: argparse.Namespace, command: str) -> Report:
+    """The whole benchmark."""
+    machine = describe_machine()
+    times: list[Row] = []
+    differences: list[Row] = []
+    notes = quiet_notes(machine)
     with tempfile.TemporaryDirectory() as folder:
-        for name in arguments.models:
-            results.append(bench_model(name, arguments, Path(folder)))
-            print_result(console, results[-1])
-    if arguments.base not in TORCHCAM_BASES:
-        console.print(f"torch-cam has no {arguments.base}.")
-    if arguments.json is not None:
-        report = {
-            "machine": {
-                "processor": platform.machine(),
-                "system": platform.system(),
-                "python": platform.python_version(),
-            },
-            "versions": {package: version(package) for package in PACKAGES},
-            "settings": {key: value for key, value in vars(arguments).items() if key not in ("json", "models")},
-            "results": results,
-        }
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-        console.print(f"written: {arguments.json}")
+        for name in options.models:
+            for batch in options.batch:
+                print(f"{name}, batch {batch}", file=sys.stderr)
+                rows, different, told = bench_case(make_case(name, batch, options, Path(folder)), options)
+                times += rows
+                differences += different
+                notes += told
+    tables = [
+        Table("Geometric means over the networks", means(times), "camrt RefineCAM"),
+        Table("Every network", times, "camrt RefineCAM"),
+        Table("Differences from camrt's maps, and of logits from ONNX Runtime's", differences),
+    ]
+    settings = {key: value for key, value in vars(options).items() if key != "out"}
+    return Report("peers", command, machine, settings, tables, notes=notes)
+
+
+def main() -> None:
+    """Runs the benchmark, prints its tables and writes them where a folder is named."""
+    options = parse(sys.argv[1:])
+    report = run(options, shlex.join(["python", "-m", "benchmarks.bench_explain", *sys.argv[1:]]))
+    Console(width=None if sys.stdout.isatty() else 200).print(report.to_markdown(), markup=False, highlight=False)
+    if options.out is not None:
+        for path in report.write(options.out):
+            print(f"written: {path}")
 
 
 if __name__ == "__main__":

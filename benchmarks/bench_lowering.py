@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -20,11 +21,14 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 
+from camrt.exporter import lowering
 from camrt.exporter.lowering import Axis, conv_input_gradient
 from camrt.exporter.op_builder import OpBuilder
+from camrt.exporter.vjp.pool import max_pool
 from camrt.types import AnyArray, FloatArray
 
 node = helper.make_node
+IN_A_ROW = 10
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,14 @@ def masks() -> tuple[str, dict[str, FloatArray], list[tuple[str, onnx.ModelProto
             "Greater, Cast, Mul", [greater, node("Cast", ["m"], ["f"], to=1), node("Mul", ["dy", "f"], ["out"])], zero
         ),
         Form("Greater, Where", [greater, node("Where", ["m", "dy", "zero"], ["out"])], zero),
+        Form(
+            "Cast to bool and back, Mul (y >= 0)",
+            [node("Cast", ["y"], ["m"], to=9), node("Cast", ["m"], ["f"], to=1), node("Mul", ["dy", "f"], ["out"])],
+        ),
         Form("Sign, Mul (y >= 0)", [node("Sign", ["y"], ["f"]), node("Mul", ["dy", "f"], ["out"])]),
     ]
     inputs["y"] = np.maximum(inputs["y"], 0)
-    return "gradient of a ReLU, 64x56x56", inputs, [(form.label, form.model(inputs)) for form in forms]
+    return "ReLU, 64x56x56", inputs, [(form.label, form.model(inputs)) for form in forms]
 
 
 def interleaving() -> tuple[str, dict[str, FloatArray], list[tuple[str, onnx.ModelProto]]]:
@@ -108,28 +116,63 @@ def zero_interleaving() -> tuple[str, dict[str, FloatArray], list[tuple[str, onn
 
 
 def convolution(
-    c_out: int, c_in: int, kernel: int, stride: int, size: int
+    c_out: int, c_in: int, kernel: int, stride: int, size: int, group: int = 1
 ) -> tuple[str, dict[str, FloatArray], list[tuple[str, onnx.ModelProto]]]:
+    """Both forms that the exporter knows, the one that it takes first."""
     pad, output = kernel // 2, (size + 2 * (kernel // 2) - kernel) // stride + 1
     inputs = arrays(dy=(1, c_out, output, output))
-    weight = np.random.default_rng(1).standard_normal((c_out, c_in, kernel, kernel)).astype(np.float32)
-    left = size - ((output - 1) * stride + kernel - 2 * pad)
-    transposed = Form(
-        "ConvTranspose",
-        [node("ConvTranspose", ["dy", "w"], ["out"], strides=[stride] * 2, pads=[pad] * 4, output_padding=[left] * 2)],
-        {"w": weight},
-    )
+    weight = np.random.default_rng(1).standard_normal((c_out, c_in // group, kernel, kernel)).astype(np.float32)
     axis = Axis(size, output, kernel, stride, 1, pad)
-    forms = [("as exported", lowered(inputs["dy"], weight, axis)), (transposed.label, transposed.model(inputs))]
-    return f"gradient of a {kernel}x{kernel} Conv, stride {stride}, {c_in}-{c_out}, {size}x{size}", inputs, forms
+
+    def write(op: OpBuilder, cotangent: ir.Value) -> ir.Value:
+        return conv_input_gradient(op, cotangent, op.constant(weight), weight.shape, (axis, axis), group)
+
+    with patch.multiple(lowering, _FEW_GROUPED=0, _FEW_POINTWISE=0):
+        convolved = "Conv", built(inputs, write)
+    transposed = "ConvTranspose", built(inputs, write, lowered=False)
+    takes_conv = all(item.op_type != "ConvTranspose" for item in built(inputs, write).graph.node)
+    what = f"{kernel}x{kernel} Conv, stride {stride}, {c_in}-{c_out}, {size}x{size}" + (
+        f" / {group}" if group > 1 else ""
+    )
+    return what, inputs, [convolved, transposed] if takes_conv else [transposed, convolved]
 
 
-def lowered(dy: FloatArray, weight: FloatArray, axis: Axis) -> onnx.ModelProto:
-    cotangent = ir.Value(name="dy", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(dy.shape))
-    graph = ir.Graph([cotangent], [], nodes=[], opset_imports={"": 18}, name="lowered")
-    op = OpBuilder(graph, ir.DataType.FLOAT)
-    c_out, c_in, kernel, _ = weight.shape
-    out = conv_input_gradient(op, cotangent, op.constant(weight), (c_out, c_in, kernel, kernel), (axis, axis), 1)
+def max_pooling(channels: int, size: int) -> tuple[str, dict[str, FloatArray], list[tuple[str, onnx.ModelProto]]]:
+    inputs = arrays(x=(1, channels, size, size), dy=(1, channels, size // 2, size // 2))
+    inputs["x"] = np.maximum(inputs["x"], 0)
+    inputs["y"] = inputs["x"].reshape(1, channels, size // 2, 2, size // 2, 2).max((3, 5))
+    window = {"kernel_shape": [2, 2], "strides": [2, 2]}
+
+    def write(op: OpBuilder, x: ir.Value, dy: ir.Value, y: ir.Value) -> ir.Value:
+        (gradient,) = max_pool(op, ir.node("MaxPool", [x], window, outputs=[y]), dy)
+        assert gradient is not None
+        return gradient
+
+    forms = [("ranks", built(inputs, write)), ("a Slice an offset", built(inputs, write, lowered=False))]
+    return f"2x2 MaxPool, {channels}x{size}x{size}", inputs, forms
+
+
+def last_layer() -> tuple[str, dict[str, FloatArray], list[tuple[str, onnx.ModelProto]]]:
+    weight = np.random.default_rng(1).standard_normal((1000, 1024)).astype(np.float32)
+    inputs = arrays(dy=(1, 1000))
+    inputs["dy"] = np.eye(1000, dtype=np.float32)[[7]]
+    one = {"w": weight, "index": np.array([7])}
+    forms = [
+        Form("Gather", [node("Gather", ["w", "index"], ["row"]), node("Identity", ["row"], ["out"])], one),
+        Form("Gemm", [node("Gemm", ["dy", "w"], ["out"])], {"w": weight}),
+    ]
+    return "layer from 1024 to 1000 logits", inputs, [(f.label, f.model(inputs)) for f in forms]
+
+
+def built(inputs: dict[str, FloatArray], write: Callable[..., ir.Value], lowered: bool = True) -> onnx.ModelProto:
+    """A graph that is nothing but what ``write`` appends for its inputs."""
+    values = [
+        ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(array.shape))
+        for name, array in inputs.items()
+    ]
+    graph = ir.Graph(values, [], nodes=[], opset_imports={"": 18}, name="built")
+    op = OpBuilder(graph, ir.DataType.FLOAT, lowering=lowered)
+    out = write(op, *values)
     out.name, out.type = "out", ir.TensorType(ir.DataType.FLOAT)
     graph.outputs.append(out)
     return ir.to_proto(ir.Model(graph, ir_version=9))
@@ -143,20 +186,36 @@ def arrays(**shapes: tuple[int, ...]) -> dict[str, FloatArray]:
 def measure(
     inputs: dict[str, FloatArray], forms: Sequence[tuple[str, onnx.ModelProto]], threads: int, rounds: int
 ) -> list[float]:
-    """Median seconds of each form, taken in turns."""
+    """Median seconds of each form: turns of some runs in a row, as other forms' arrays drive it out of the caches."""
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     sessions = [ort.InferenceSession(model.SerializeToString(), options) for _, model in forms]
     first, *others = (session.run(None, inputs)[0] for session in sessions)
     for other in others:
         np.testing.assert_allclose(other, first, rtol=0, atol=1e-4 * np.abs(first).max())
-    seconds = np.empty((len(sessions), rounds))
-    for turn in range(rounds):
+    seconds = np.empty((len(sessions), -(-rounds // IN_A_ROW), IN_A_ROW))
+    for turn in range(seconds.shape[1]):
         for index, session in enumerate(sessions):
-            started = time.perf_counter()
             session.run(None, inputs)
-            seconds[index, turn] = time.perf_counter() - started
-    return [float(median) for median in np.median(seconds, axis=1)]
+            for again in range(IN_A_ROW):
+                started = time.perf_counter()
+                session.run(None, inputs)
+                seconds[index, turn, again] = time.perf_counter() - started
+    return [float(median) for median in np.median(seconds, axis=(1, 2))]
+
+
+def groups() -> Iterator[tuple[str, dict[str, FloatArray], list[tuple[str, onnx.ModelProto]]]]:
+    """Every comparison; the form in use comes first."""
+    yield from (masks(), interleaving(), zero_interleaving())
+    for shape in ((64, 64, 3, 1, 56), (128, 64, 3, 2, 56), (512, 256, 3, 2, 14)):
+        yield convolution(*shape)
+    for shape in ((128, 64, 1, 2, 56), (512, 256, 1, 2, 56), (1024, 512, 1, 2, 28), (2048, 1024, 1, 2, 14)):
+        yield convolution(*shape)
+    for channels, kernel, stride, size in ((72, 3, 2, 56), (96, 5, 2, 28), (240, 5, 1, 14)):
+        yield convolution(channels, channels, kernel, stride, size, channels)
+    for channels, stride, size in ((128, 1, 28), (256, 2, 28), (512, 1, 14), (1024, 1, 7)):
+        yield convolution(channels, channels, 3, stride, size, 32)
+    yield from (max_pooling(128, 112), max_pooling(256, 56), max_pooling(512, 14), last_layer())
 
 
 def main() -> None:
@@ -166,8 +225,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=100)
     arguments = parser.parse_args()
     table = Table("what", "form", "median us", "x the first")
-    shapes = [(64, 64, 3, 1, 56), (128, 64, 3, 2, 56), (512, 256, 3, 2, 14), (128, 64, 1, 2, 56)]
-    for what, inputs, forms in (masks(), interleaving(), zero_interleaving(), *(convolution(*s) for s in shapes)):
+    for what, inputs, forms in groups():
         medians = measure(inputs, forms, arguments.threads, arguments.rounds)
         for (label, _), median in zip(forms, medians, strict=True):
             table.add_row(what, label, f"{median * 1e6:.0f}", f"{median / medians[0]:.2f}")

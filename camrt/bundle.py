@@ -28,13 +28,22 @@ from typing import (
     get_type_hints,
 )
 
-from camrt.errors import BundleError, ClassIndexError, InvalidModelError, LayerNotFoundError
+from camrt.errors import (
+    BundleError,
+    ClassIndexError,
+    InvalidModelError,
+    LayerNotFoundError,
+    MethodUnavailableError,
+)
 
 MANIFEST_KEY = "camrt.manifest"
 SCHEMA_VERSION = 1
+HALF_OUTPUT_SUFFIX = "/float"  # ends the name of the node that casts an output of an fp16 bundle to float32
 MAX_RANK = 3839  # a class_index of -r chooses among the highest logits only: TensorRT's TopK ends there
 
 Head: TypeAlias = Literal["logits", "softmax", "log_softmax", "sigmoid"]
+Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
+Layout: TypeAlias = Literal["NCHW", "NHWC", "NLC", "NCL"]  # L counts positions row by row
 
 _METADATA_PROPS_FIELD = 14  # ModelProto.metadata_props
 _LENGTH_DELIMITED = 2
@@ -55,17 +64,60 @@ class TargetLayer:
         name: the layer's name in the API, e.g. ``layer4``.
         value: the value of the source graph that it stands for.
         shape: (C, h, w) at the nominal input size.
-        layout: how the source graph keeps it; the bundle's outputs are NCHW always.
+        layout: how the source graph keeps it, L for positions counted row by row; the bundle's outputs are NCHW always.
         activations: graph output with the activations, (N, C, h, w).
         gradients: graph output with the gradient of the explained logit, (M, C, h, w).
+        prefix_tokens: tokens without a position (a class token) that the source graph keeps in front of the others;
+            they are left out of the outputs. None where there are none.
+        linear_head: whether the logits are a linear function of the layer's mean over positions, so that the class
+            weights of CAM (arXiv 1512.04150) are the gradient times h w.
+        target_gradients: graph output with the gradient of the second-order target value, (M, C, h, w); None where the
+            bundle was exported without second_order.
+        hessian_vectors: graph output with the Hessian of that value times the activations, (M, C, h, w); or None.
     """
 
     name: str
     value: str
     shape: tuple[int, int, int]
-    layout: Literal["NCHW", "NHWC"]
+    layout: Layout
     activations: str
     gradients: str
+    prefix_tokens: int | None = None
+    linear_head: bool = False
+    target_gradients: str | None = None
+    hessian_vectors: str | None = None
+
+    def arrays(self, derivatives: int) -> tuple[str, ...]:
+        """The graph outputs of a run with 0, 1 or 2 derivatives: activations, gradients, Hessian-vector products.
+
+        Raises:
+            MethodUnavailableError: second derivatives that the bundle does not have.
+        """
+        if derivatives < 2:
+            return (self.activations, self.gradients)[: derivatives + 1]
+        if self.target_gradients is None or self.hessian_vectors is None:
+            raise MethodUnavailableError(
+                f"The bundle has no second derivatives of layer {self.name!r}, which shapleycam needs.",
+                "Export the model again with second_order=True (camrt export --shapley).",
+            )
+        return self.activations, self.target_gradients, self.hessian_vectors
+
+
+@dataclass(frozen=True, slots=True)
+class SaliencyOutput:
+    """The saliency map that a bundle's graph computes itself, where it was exported so.
+
+    Attributes:
+        output: graph output with the map, (M, H, W) float32.
+        degenerate: graph output (M, L) bool: True where a target layer's map says nothing and counts as zeros.
+        base_method, fusion, order: how it is made.
+    """
+
+    output: str
+    degenerate: str
+    base_method: str
+    fusion: str
+    order: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +128,9 @@ class Manifest:
         camrt_version: the version that wrote it.
         source_name: file name of the source model.
         source_sha256: hex digest of the source model's bytes.
-        input_name: the image input, float32 or float16 (N, 3, H, W).
-        input_shape: (3, H, W).
-        input_layout: NCHW, or NHWC where the source model takes channels last.
+        input_name: the image input, float32 or float16, (N, 3, H, W) or (N, H, W, 3).
+        input_shape: (3, H, W), whatever the layout.
+        input_layout: NCHW, or NHWC where the source model takes channels last; a session takes (N, 3, H, W) always.
         logits: graph output with the values before softmax, (N, K).
         probabilities: graph output with the source's own softmax or sigmoid, or None where it ends in logits.
         head: what the source ends in; says how logits become probabilities.
@@ -88,6 +140,8 @@ class Manifest:
         target_layers: coarse to fine.
         class_names: K names, or None.
         preprocessing: the fields of camrt.preprocess.Preprocessing, or None.
+        saliency: the map that the graph computes itself, or None.
+        precision: in what the graph computes: fp32; fp16 or int8 where the source does, or the export rounded it.
     """
 
     camrt_version: str
@@ -106,6 +160,8 @@ class Manifest:
     class_index_output: str = "class_index_out"
     class_names: tuple[str, ...] | None = None
     preprocessing: dict[str, Any] | None = None
+    saliency: SaliencyOutput | None = None
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
         if not self.target_layers or len(set(self.layer_names)) < len(self.target_layers):
@@ -178,12 +234,14 @@ class Manifest:
                     "Export the model again with this version of camrt.",
                 )
             fields["target_layers"] = [_typed(TargetLayer, layer) for layer in fields["target_layers"]]
+            if fields.get("saliency") is not None:
+                fields["saliency"] = _typed(SaliencyOutput, fields["saliency"])
             return _typed(cls, fields)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise BundleError(f"The manifest is damaged: {error}.", "Export the model again.") from error
 
 
-_Fields = TypeVar("_Fields", "TargetLayer", "Manifest")
+_Fields = TypeVar("_Fields", "TargetLayer", "SaliencyOutput", "Manifest")
 
 
 def _typed(kind: type[_Fields], fields: dict[str, Any]) -> _Fields:

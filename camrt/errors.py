@@ -75,6 +75,10 @@ class MethodNotFoundError(InvalidInputError, LookupError):
     """An unknown CAM method, base method or fusion."""
 
 
+class MethodUnavailableError(CamrtError):
+    """A CAM method needs what this bundle or layer does not have (a linear head, second derivatives)."""
+
+
 class ImputationError(InvalidInputError):
     """Missing pixels cannot be filled, since no pixel of the image is known."""
 

@@ -28,11 +28,17 @@ class LayerOutputs:
         name: the layer's name in the manifest.
         activations: (N, C, h, w) float32.
         gradients: (M, C, h, w) float32, the gradient of the explained logit. N is M, or 1 with M classes of one image.
+            (0, C, h, w) from a run without derivatives; with second derivatives, the gradient of their target value.
+        hessian_vectors: (M, C, h, w) float32, from a run with second derivatives: H A, with H the Hessian of the target
+            value with respect to the layer's activations A.
+        channel_weights: (M, C) float32, where a method has found the weight of every channel by perturbation.
     """
 
     name: str
     activations: FloatArray
     gradients: FloatArray
+    hessian_vectors: FloatArray | None = None
+    channel_weights: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ KINKS: dict[Any, tuple[float, ...]] = {
     functional.relu: (0.0,),
     functional.relu6: (0.0, 6.0),
     functional.hardtanh: (0.0, 6.0),
+    functional.leaky_relu: (0.0,),
     functional.hardswish: (-3.0, 3.0),
     functional.hardsigmoid: (-3.0, 3.0),
 }
@@ -84,7 +85,7 @@ def condition(module: nn.Module, target_layers: Sequence[str], images: Array) ->
 
     for path, layer in double.named_modules():
         if getattr(layer, "bias", None) is not None and isinstance(layer, nn.BatchNorm2d | nn.Conv2d | nn.Linear):
-            layer.register_forward_hook(remember(path))
+            layer.register_forward_pre_hook(remember(path))  # some apply their activation themselves
         if path in target_layers:
             layer.register_forward_hook(raise_means)
     with _Activations(clear_kinks):

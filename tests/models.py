@@ -139,8 +139,8 @@ def make_model(
         if name.startswith("vgg") and size != 224:
             module.avgpool = nn.AdaptiveAvgPool2d(1)
             module.classifier = nn.Sequential(nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, num_classes))
-        _randomise_parameters(module, generator)
-        _calibrate(module, torch.from_numpy(make_inputs(8, min(size, 96), seed + 1)), generator)
+        randomise_parameters(module, generator)
+        calibrate(module, torch.from_numpy(make_inputs(8, min(size, 96), seed + 1)), generator)
     for layer in module.modules():
         if getattr(layer, "inplace", False):
             layer.inplace = False
@@ -163,21 +163,21 @@ def make_inputs(count: int, size: int, seed: int) -> npt.NDArray[np.float32]:
     return images.numpy()
 
 
-def _uniform(tensor: torch.Tensor, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
+def uniform(tensor: torch.Tensor, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
     return torch.rand(tensor.shape, generator=generator) * (high - low) + low
 
 
 @torch.no_grad()
-def _randomise_parameters(module: nn.Module, generator: torch.Generator) -> None:
+def randomise_parameters(module: nn.Module, generator: torch.Generator) -> None:
     layers = list(module.modules())
     for layer in layers:
         if isinstance(layer, nn.BatchNorm2d | nn.LayerNorm):
-            layer.weight.copy_(_uniform(layer.weight, 0.6, 1.4, generator))
-            layer.bias.copy_(_uniform(layer.bias, -0.3, 0.3, generator))
+            layer.weight.copy_(uniform(layer.weight, 0.6, 1.4, generator))
+            layer.bias.copy_(uniform(layer.bias, -0.3, 0.3, generator))
     for layer in layers:
         if hasattr(layer, "layer_scale"):
             # Initialised to 1e-6, which would make every block an identity.
-            layer.layer_scale.copy_(_uniform(layer.layer_scale, 0.2, 1.0, generator))
+            layer.layer_scale.copy_(uniform(layer.layer_scale, 0.2, 1.0, generator))
         # Random residual branches as strong as the identity make deep networks chaotic: rounding grows with every block.
         if type(layer).__name__ in RESIDUAL_BRANCH_ENDS:
             layer.get_submodule(RESIDUAL_BRANCH_ENDS[type(layer).__name__]).weight.mul_(0.5)
@@ -186,7 +186,7 @@ def _randomise_parameters(module: nn.Module, generator: torch.Generator) -> None
 
 
 @torch.no_grad()
-def _calibrate(module: nn.Module, samples: torch.Tensor, generator: torch.Generator) -> None:
+def calibrate(module: nn.Module, samples: torch.Tensor, generator: torch.Generator) -> None:
     """One forward pass that brings every activation into range.
 
     Layers with a bias get unit output variance and a random bias; BatchNormalization statistics become the measured
@@ -199,13 +199,13 @@ def _calibrate(module: nn.Module, samples: torch.Tensor, generator: torch.Genera
         output = output - _bias(layer)
         scale = 1.0 / output.std()
         layer.weight.mul_(scale)
-        layer.bias.copy_(_uniform(layer.bias, -0.2, 0.2, generator))
+        layer.bias.copy_(uniform(layer.bias, -0.2, 0.2, generator))
         return output * scale + _bias(layer)
 
     def move_statistics(norm: nn.Module, _inputs: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
         deviation = norm.running_var.sqrt()
-        norm.running_mean.add_(deviation * _uniform(deviation, -0.25, 0.25, generator))
-        norm.running_var.mul_(_uniform(deviation, 0.75, 1.5, generator))
+        norm.running_mean.add_(deviation * uniform(deviation, -0.25, 0.25, generator))
+        norm.running_var.mul_(uniform(deviation, 0.75, 1.5, generator))
 
     handles = []
     module.eval()
@@ -223,23 +223,27 @@ def _calibrate(module: nn.Module, samples: torch.Tensor, generator: torch.Genera
     head = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
     scale = 2.0 / module(samples).std()
     head.weight.mul_(scale)
-    head.bias.mul_(scale)
+    if head.bias is not None:
+        head.bias.mul_(scale)
 
 
 def _bias(layer: nn.Module) -> torch.Tensor:
     return layer.bias[:, None, None] if isinstance(layer, nn.Conv2d) else layer.bias
 
 
-def export_onnx(model: TestModel, path: Path, exporter: Exporter) -> Path:
+def export_onnx(
+    model: TestModel, path: Path, exporter: Exporter, images: npt.NDArray[np.float32] | None = None
+) -> Path:
     """Writes the model to an ONNX file with input ``input``, output ``logits`` and a dynamic batch axis.
 
     Args:
         model: what to export.
         path: where to.
         exporter: ``torchscript`` (torch.onnx's older exporter) or ``dynamo`` (its newer one).
+        images: (2, 3, H, W), where H and W are not both the model's size.
     """
     # A batch of two: the newer exporter would take a batch of one for a constant.
-    example = torch.from_numpy(make_inputs(2, model.size, 7))
+    example = torch.from_numpy(make_inputs(2, model.size, 7) if images is None else images)
     names = {"input_names": ["input"], "output_names": ["logits"]}
     with _quiet_exporter():
         if exporter == "torchscript":
@@ -304,4 +308,5 @@ def _quiet_exporter() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # window sizes that tracing makes constants
         yield

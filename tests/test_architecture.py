@@ -18,14 +18,15 @@ MODULES = sorted(path for path in (ROOT / "camrt").rglob("*.py"))
 LONGEST_MODULE = 400
 # A module that may be left out of an installation, and what may import it.
 ENGINES = {
-    "torch": {"camrt.exporter.from_torch"},
+    "torch": {"camrt.exporter.from_torch", "camrt.exporter.source"},  # source: for types only
     "torchvision": set(),
     "grpc": {"camrt.server", "camrt.client"},
     "cupy": {"camrt.kernels.cuda"},
     "numba": {"camrt.kernels.cuda"},
     "tensorrt": {"camrt.runtime"},
-    "onnxruntime": {"camrt.runtime"},
-    "onnx": {"camrt.exporter", "camrt.runtime.pruning"},
+    "openvino": {"camrt.runtime.openvino", "camrt.runtime.openvino_precision"},
+    "onnxruntime": {"camrt.runtime", "camrt.exporter.calibration"},
+    "onnx": {"camrt.exporter", "camrt.runtime.arithmetic", "camrt.runtime.pruning"},
     "onnx_ir": {"camrt.exporter"},
 }
 

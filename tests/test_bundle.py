@@ -121,7 +121,18 @@ def test_damaged_manifests(text: str, message: str) -> None:
     assert "Export the model again" in caught.value.next_step
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(TargetLayer)])
+REQUIRED = [field.name for field in dataclasses.fields(TargetLayer) if field.default is dataclasses.MISSING]
+
+
+def test_a_layer_of_an_earlier_version_has_none_of_the_later_fields() -> None:
+    fields = json.loads(manifest().to_json())
+    for layer in fields["target_layers"]:
+        for name in layer.keys() - set(REQUIRED):
+            del layer[name]
+    assert Manifest.from_json(json.dumps(fields)) == manifest()
+
+
+@pytest.mark.parametrize("field", REQUIRED)
 def test_a_layer_without_a_field(field: str) -> None:
     fields = json.loads(manifest().to_json())
     del fields["target_layers"][0][field]

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import camrt
-from camrt.cam import CAM_METHODS
+from camrt.cam import CAM_METHODS, MapRequest, Perturbation, available_methods, make_plan
 from camrt.errors import (
     BackendUnavailableError,
     CamrtError,
@@ -22,6 +22,7 @@ from camrt.errors import (
     InvalidInputError,
     LayerNotFoundError,
     MethodNotFoundError,
+    MethodUnavailableError,
 )
 from camrt.explainer import embedded_bundle_path, sample_image_path
 from camrt.explanation import Explanation
@@ -45,7 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(folder: Path) -> Path:
     source = residual_classifier(folder / "source.onnx")
     preprocessing = Preprocessing((SIDE, SIDE), "crop", 40)
-    return camrt.export(source, folder / "bundle.onnx", preprocess=preprocessing, class_names=NAMES).path
+    return camrt.export(
+        source, folder / "bundle.onnx", preprocess=preprocessing, class_names=NAMES, second_order=True
+    ).path
 
 
 @pytest.fixture(scope="module")
@@ -83,15 +86,15 @@ def test_a_plain_method_explains_the_coarsest_layer(explainer: camrt.Explainer, 
         assert (explanation.method, explanation.base_method, explanation.fusion) == (method, None, None)
 
 
-@pytest.mark.parametrize("base", CAM_METHODS)
+@pytest.mark.parametrize("base", [name for name in CAM_METHODS if name != "cam"])
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_refinecam_is_the_kernels_on_the_session_outputs(
+def test_refinecam_is_the_kernels_on_what_the_method_collects(
     explainer: camrt.Explainer, bundle: Path, base: str, fusion: Any
 ) -> None:
     inputs, classes = tensors(), np.array([1, 4])
-    outputs = open_session(bundle, threads=1).run(inputs, classes, LAYERS)
-    kernels = get_backend("reference")
-    maps = CAM_METHODS[base].layer_maps(kernels, outputs.layers)
+    method, kernels = CAM_METHODS[base], get_backend("reference")
+    outputs = method.collect(open_session(bundle, threads=1), MapRequest(inputs, classes, LAYERS))
+    maps = method.maps(kernels, outputs)
     expected, _ = kernels.fuse_layers(maps, (SIDE, SIDE), fusion)
     explanations = explainer.explain(inputs, [1, 4], base_method=base, fusion=fusion)
     for n, explanation in enumerate(explanations):
@@ -100,6 +103,62 @@ def test_refinecam_is_the_kernels_on_the_session_outputs(
         for m, layer in enumerate(LAYERS):
             np.testing.assert_allclose(explanation.layer_maps[layer], maps[m][n], rtol=0, atol=1e-5)
         assert (explanation.method, explanation.base_method, explanation.fusion) == ("refinecam", base, fusion)
+
+
+def test_what_a_method_needs_and_the_bundle_lacks(explainer: camrt.Explainer, bare: camrt.Explainer) -> None:
+    assert available_methods(explainer.manifest, ["stage3"]) == tuple(CAM_METHODS)
+    assert set(CAM_METHODS) - set(available_methods(explainer.manifest, LAYERS)) == {"cam"}
+    expensive = set(CAM_METHODS) - set(available_methods(explainer.manifest, ["stage3"], expensive=False))
+    assert expensive == {"scorecam", "ablationcam"}
+    with pytest.raises(MethodUnavailableError, match=r"'stage2', 'stage1' does not \(layers that do: stage3\)"):
+        explainer.explain(tensors(1), base_method="cam")
+    with pytest.raises(MethodUnavailableError, match="second_order=True"):
+        bare.explain(np.zeros((1, *bare.manifest.input_shape), np.float32), method="shapleycam")
+
+
+@pytest.mark.parametrize("method", CAM_METHODS)
+def test_classes_of_one_image_are_explained_as_alone(explainer: camrt.Explainer, method: str) -> None:
+    inputs = tensors(1)
+    together = explainer.explain(inputs, [3, -1, 0], method=method)
+    for explanation, k in zip(together, (3, -1, 0), strict=True):
+        (alone,) = explainer.explain(inputs, k, method=method)
+        assert (explanation.class_index, explanation.degenerate) == (alone.class_index, alone.degenerate)
+        np.testing.assert_allclose(explanation.saliency_map, alone.saliency_map, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", CAM_METHODS)
+def test_classes_that_are_not_there(explainer: camrt.Explainer, method: str) -> None:
+    plan = make_plan(explainer.manifest, method, method, "product", None, "normalize_twice")
+    for classes in ([5], [-6], [0, 1, 2], []):
+        with pytest.raises(ClassIndexError):
+            explainer.explain_batch(tensors(2 if len(classes) == 3 else 1), np.array(classes, np.int64), plan)
+
+
+@pytest.mark.parametrize("method", ["scorecam", "ablationcam"])
+def test_perturbation_tells_its_progress_and_can_be_stopped(explainer: camrt.Explainer, method: str) -> None:
+    seen: list[tuple[int, int]] = []
+    limits = Perturbation(channels=5, memory_bytes=1, progress=lambda done, total: seen.append((done, total)))
+    explainer.explain(tensors(), method="refinecam", base_method=method, perturbation=limits)
+    assert seen == [(done, 30) for done in range(1, 31)]  # two images, three layers, five channels, one a run
+
+    def stop() -> None:
+        if len(seen) > 33:
+            raise InterruptedError
+
+    plan = make_plan(explainer.manifest, method, method, "product", None, "normalize_twice", limits)
+    with pytest.raises(InterruptedError):
+        explainer.explain_batch(tensors(), np.array([0, 1]), plan, stop)
+    assert len(seen) == 34
+
+
+def test_evaluation_explains_again_with_the_same_perturbation(explainer: camrt.Explainer) -> None:
+    inputs, limits = tensors(1), Perturbation(channels=3)
+    explanations = explainer.explain(inputs, method="scorecam", perturbation=limits)
+    few, all_channels = (
+        explainer.evaluate(inputs, explanations, ("coherency",), perturbation=p)["coherency"] for p in (limits, None)
+    )
+    assert 0 <= few[0] <= 1
+    assert few[0] != all_channels[0]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ Contenders take turns on the same inputs in one process; times are medians with 
 pair within a round. A report holds the environment and says when the machine was not quiet.
 """
 
+from __future__ import annotations
+
 from camrt.bench.compare import Change, compare_reports
 from camrt.bench.report import Report, load_report
 from camrt.bench.turns import Contender, Measured, take_turns

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from camrt.bundle import Manifest
-from camrt.cam.methods import CAM_METHODS, CamMethod, cam_method
+from camrt.cam.method import DEFAULT_PERTURBATION, CamMethod, MapRequest, Perturbation
+from camrt.cam.methods import CAM_METHODS, cam_method
 from camrt.cam.refine import LAYER_CHOICES, REFINECAM, check_fusion, choose_layers
 from camrt.errors import InvalidInputError, MethodNotFoundError
 from camrt.kernels.backend import Fusion, Order
+from camrt.types import FloatArray, IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,7 @@ class Plan:
         fusion: how the layers are combined.
         order: how they are brought to one size.
         layers: coarse to fine.
+        perturbation: limits of base methods that run the model once a channel.
     """
 
     method: str
@@ -29,11 +32,16 @@ class Plan:
     fusion: Fusion
     order: Order
     layers: tuple[str, ...]
+    perturbation: Perturbation = DEFAULT_PERTURBATION
 
     @property
     def refines(self) -> bool:
         """Whether several layers are fused."""
         return self.method == REFINECAM
+
+    def request(self, inputs: FloatArray, class_indices: IntArray) -> MapRequest:
+        """What the base method is asked for."""
+        return MapRequest(inputs, class_indices, self.layers, self.perturbation)
 
 
 def make_plan(
@@ -43,6 +51,7 @@ def make_plan(
     fusion: str,
     target_layers: str | Sequence[str] | None,
     order: str,
+    perturbation: Perturbation | None = None,
 ) -> Plan:
     """The plan that the arguments of Explainer.explain describe.
 
@@ -50,11 +59,15 @@ def make_plan(
         MethodNotFoundError: an unknown method, base method, fusion or order.
         LayerNotFoundError: a layer that the bundle does not have.
         InvalidInputError: no layer, or several for a method of one layer.
+        MethodUnavailableError: the bundle or a layer lacks what the method needs.
     """
     layers = _layers(manifest, method, target_layers)
     checked_fusion, checked_order = check_fusion(fusion, order)
+    limits = perturbation or DEFAULT_PERTURBATION
     if method == REFINECAM:
-        return Plan(method, cam_method(base_method), checked_fusion, checked_order, layers)
+        base = cam_method(base_method)
+        base.require(manifest, layers)
+        return Plan(method, base, checked_fusion, checked_order, layers, limits)
     if method not in CAM_METHODS:
         known = ", ".join((REFINECAM, *CAM_METHODS))
         raise MethodNotFoundError(f"Unknown CAM method {method!r}.", f"Choose one of {known}.")
@@ -63,7 +76,9 @@ def make_plan(
             f"Method {method!r} explains one layer, not {len(layers)}.",
             f"Name one, or use method={REFINECAM!r} with base_method={method!r}.",
         )
-    return Plan(method, cam_method(method), checked_fusion, checked_order, layers)
+    base = cam_method(method)
+    base.require(manifest, layers)
+    return Plan(method, base, checked_fusion, checked_order, layers, limits)
 
 
 def _layers(manifest: Manifest, method: str, target_layers: str | Sequence[str] | None) -> tuple[str, ...]:

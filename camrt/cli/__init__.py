@@ -1,4 +1,4 @@
-"""The command line: ``camrt layers | export | explain | evaluate | serve | bench | check | doctor | version``.
+"""The command line: ``camrt layers | export | build | explain | evaluate | serve | bench | check | doctor | version``.
 
 Commands parse, call and print. A CamrtError is one message on stderr and exit code 2; so is wrong usage.
 ``camrt check`` exits with 1 where a check fails. With ``--json`` stdout is one JSON document, also for an error.
@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from camrt.cli import bench, check, doctor, evaluate, explain, export, layers, serve, version
+from camrt.cli import bench, build, check, doctor, evaluate, explain, export, layers, serve, version
 from camrt.cli._console import print_error, print_json
 from camrt.errors import CamrtError
 
@@ -28,6 +28,7 @@ app = typer.Typer(
 for command in (
     layers.layers,
     export.export,
+    build.build,
     explain.explain,
     evaluate.evaluate,
     serve.serve,

@@ -1,4 +1,4 @@
-"""``camrt bench latency | throughput | kernels | server | compare``."""
+"""``camrt bench latency | throughput | kernels | server | peers | compare``."""
 
 from __future__ import annotations
 
@@ -135,6 +135,22 @@ def server(
     counts = _numbers(callers, "callers") or [1]
     tables, notes = bench_server(work, threads or _all_cores(), counts, seconds, _progress, target)
     _finish("server", work, tables, notes, {}, out, as_json)
+
+
+@bench.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def peers(context: typer.Context) -> None:
+    """Time RefineCAM beside other packages, in a checkout with the extra [test]; --help lists its options."""
+    from importlib.util import find_spec
+
+    if find_spec("benchmarks") is None or find_spec("benchmarks.bench_explain") is None:
+        raise InvalidInputError(
+            "The benchmark against other packages is not part of the installed camrt.",
+            "Run it in the root of a checkout of the repository, with: pip install -e '.[test]'",
+        )
+    import runpy
+
+    sys.argv[1:] = context.args
+    runpy.run_module("benchmarks.bench_explain", run_name="__main__")
 
 
 @bench.command()

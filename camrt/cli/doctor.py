@@ -18,7 +18,7 @@ _NEEDED = ("native", "cpu")
 
 
 def doctor(as_json: JsonOption = False) -> None:
-    """Show versions, CPU features, kernel backends and execution providers: what works, and if not why.
+    """Show versions, CPU features, kernel backends, execution providers and GPU parts: what works, and if not why.
 
     Exit code 1 where the native backend or the CPU provider does not work.
     """
@@ -29,7 +29,7 @@ def doctor(as_json: JsonOption = False) -> None:
         print_fields(
             [*report["versions"].items(), ("platform", report["platform"]), ("cpu", _describe_cpu(report["cpu"]))]
         )
-        for kind in ("backends", "providers"):
+        for kind in ("backends", "providers", "gpu"):
             print_table(
                 (kind, "works", "detail"),
                 ((row["name"], "yes" if row["available"] else "no", row["detail"]) for row in report[kind]),
@@ -43,6 +43,7 @@ def doctor(as_json: JsonOption = False) -> None:
 def _collect() -> dict[str, Any]:
     from camrt.kernels import available_backends
     from camrt.runtime import available_providers
+    from camrt.runtime.gpu_pieces import gpu_pieces
 
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
@@ -50,6 +51,7 @@ def _collect() -> dict[str, Any]:
         "cpu": _cpu(),
         "backends": [dataclasses.asdict(row) for row in available_backends()],
         "providers": [dataclasses.asdict(row) for row in available_providers()],
+        "gpu": [dataclasses.asdict(row) for row in gpu_pieces()],
     }
 
 

@@ -44,7 +44,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="CAM methods, separated by commas. Repeatable.",
-            show_default="refinecam, gradcam, gradcam++, layercam; with --synthetic all",
+            show_default="refinecam, gradcam, gradcam++, layercam; with --synthetic all that weigh by gradients",
         ),
     ] = None,
     base: Annotated[
@@ -101,7 +101,7 @@ def evaluate(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=0, help="Threads; 0 takes every core.", show_default="0")] = None,
     backend: Annotated[
-        str | None, typer.Option(help="Kernel backend: native or reference.", show_default="native")
+        str | None, typer.Option(help="Kernel backend: native, cuda, reference or auto.", show_default="native")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -16,6 +16,7 @@ from camrt.errors import CamrtError, ImageError, InvalidInputError
 
 if TYPE_CHECKING:
     from PIL import Image
+    from rich.progress import Progress
 
     from camrt.explainer import Explainer
     from camrt.explanation import Explanation
@@ -45,6 +46,8 @@ class _LocalSource:
     """An explainer in this process."""
 
     explainer: Explainer
+    channels: int | None
+    bar: Progress
 
     @property
     def preprocessing(self) -> Preprocessing | None:
@@ -60,9 +63,26 @@ class _LocalSource:
         layers: str | list[str] | None,
         options: dict[str, Any],
     ) -> list[Explanation]:
-        return self.explainer.explain_images(
-            [image], classes, top_k=top_k, output_size=output_size, target_layers=layers, **options
-        )
+        from camrt.cam import Perturbation
+
+        task = self.bar.add_task("channels", total=None, visible=False)
+
+        def tell(done: int, total: int) -> None:
+            """Only scorecam and ablationcam do: the line shows up with their first run."""
+            self.bar.update(task, completed=done, total=total, visible=True)
+
+        try:
+            return self.explainer.explain_images(
+                [image],
+                classes,
+                top_k=top_k,
+                output_size=output_size,
+                target_layers=layers,
+                perturbation=Perturbation(self.channels, progress=tell),
+                **options,
+            )
+        finally:
+            self.bar.remove_task(task)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +117,17 @@ def explain(
         ),
     ] = None,
     sample: Annotated[bool, typer.Option("--sample", help="Explain the image that comes with camrt.")] = False,
-    method: Annotated[str, typer.Option(help="CAM method.")] = "refinecam",
-    base: Annotated[str, typer.Option(help="Method of the layer maps that refinecam combines.")] = "gradcam++",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="CAM method: refinecam, which combines layers, or one for a single layer: gradcam, gradcam++, "
+            "xgradcam, hirescam, gradcam_elementwise, layercam, cam, eigencam, eigengradcam, finercam, shapleycam; or "
+            "scorecam, ablationcam, which run the model once a channel."
+        ),
+    ] = "refinecam",
+    base: Annotated[
+        str, typer.Option(help="Method of the layer maps that refinecam combines: any of the others.")
+    ] = "gradcam++",
     fusion: Annotated[str, typer.Option(help="How refinecam combines the layer maps.")] = "product",
     layers: Annotated[
         str | None,
@@ -116,6 +145,10 @@ def explain(
         ),
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Explain the k most probable classes.")] = 1,
+    channels: Annotated[
+        int | None,
+        typer.Option(min=1, help="scorecam, ablationcam: most channels of a layer to try.", show_default="all"),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the overlays.")] = Path("explanations"),
     colormap: Annotated[str, typer.Option(help="Colours: turbo, jet, viridis, inferno or gray.")] = "turbo",
     opacity: Annotated[float, typer.Option(min=0, max=1, help="Opacity of the colours.")] = 0.6,
@@ -128,7 +161,7 @@ def explain(
     ] = None,
     provider: Annotated[str, typer.Option(help="Execution provider that runs the bundle.")] = "cpu",
     threads: Annotated[int, typer.Option(min=0, help="Threads; 0 takes every core.")] = 0,
-    backend: Annotated[str, typer.Option(help="Kernel backend: native or reference.")] = "native",
+    backend: Annotated[str, typer.Option(help="Kernel backend: native, cuda, reference or auto.")] = "native",
     server: Annotated[
         str | None,
         typer.Option(metavar="HOST:PORT", help="Ask this server instead of running a bundle.", show_default=False),
@@ -152,12 +185,13 @@ def explain(
     if classes and top_k != 1:
         raise InvalidInputError("--class and --top-k together.", "Give one of them; --class can be repeated.")
     bundle, images = _bundle_and_images(paths or [], sample)
+    bar = _progress()
     if server is None:
         from camrt.explainer import Explainer
 
-        source: _Source = _LocalSource(Explainer(bundle, provider, threads, backend, preprocess))
+        source: _Source = _LocalSource(Explainer(bundle, provider, threads, backend, preprocess), channels, bar)
     else:
-        _check_left_to_the_server(bundle, preprocess, provider, threads, backend)
+        _check_left_to_the_server(bundle, preprocess, provider, threads, backend, channels)
         source = RemoteSource(ServerOptions(server, model, tls, tls_ca, tls_cert, tls_key, token_file, timeout))
     request = _Request(
         out=out,
@@ -170,7 +204,7 @@ def explain(
         opacity=opacity,
     )
     _make_folder(out)
-    results = _explain_all(source, images, request)
+    results = _explain_all(source, images, request, bar)
     if as_json:
         failed = [{"image": str(path), "error": str(error)} for path, error in results.failed]
         print_json({"images": results.images, "failed": failed})
@@ -213,27 +247,33 @@ def _make_folder(path: Path) -> None:
         raise InvalidInputError(f"Cannot make the folder {path}: {error.strerror}.", "Give another --out.") from error
 
 
-def _explain_all(source: _Source, images: Sequence[Path], request: _Request) -> _Results:
-    """Explains image after image; a bad image is noted and the others go on."""
+def _progress() -> Progress:
+    """A bar on stderr, drawn on terminals only."""
     from rich.progress import Progress
 
-    results = _Results()
-    taken: set[Path] = set()
     stderr = console(stderr=True)
     # Results may be piped away from stdout while the bar is drawn: Rich must leave the streams alone.
-    bar = Progress(
+    return Progress(
         console=stderr,
         transient=True,
-        disable=len(images) == 1 or not stderr.is_terminal,
+        disable=not stderr.is_terminal,
         redirect_stdout=False,
         redirect_stderr=False,
     )
+
+
+def _explain_all(source: _Source, images: Sequence[Path], request: _Request, bar: Progress) -> _Results:
+    """Explains image after image; a bad image is noted and the others go on."""
+    results = _Results()
+    taken: set[Path] = set()
     with bar:
-        for path in bar.track(images, description="explaining"):
+        task = bar.add_task("explaining", total=len(images), visible=len(images) > 1)
+        for path in images:
             try:
                 results.images.append(_explain_one(source, path, request, taken))
             except ImageError as error:
                 results.failed.append((path, error))
+            bar.advance(task)
     return results
 
 
@@ -259,11 +299,12 @@ def _explain_one(source: _Source, path: Path, request: _Request, taken: set[Path
 
 
 def _check_left_to_the_server(
-    bundle: Path | None, preprocess: str | None, provider: str, threads: int, backend: str
+    bundle: Path | None, preprocess: str | None, provider: str, threads: int, backend: str, channels: int | None
 ) -> None:
-    if bundle is not None or preprocess is not None or (provider, threads, backend) != ("cpu", 0, "native"):
+    given = bundle is not None or preprocess is not None or channels is not None
+    if given or (provider, threads, backend) != ("cpu", 0, "native"):
         raise InvalidInputError(
-            "With --server the bundle, --preprocess, --provider, --threads and --backend are the server's.",
+            "With --server the bundle, --preprocess, --provider, --threads, --backend and --channels are the server's.",
             "Leave them out, or --server; --model chooses one of the server's models.",
         )
 

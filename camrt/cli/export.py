@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,23 @@ from camrt.cli._console import JsonOption, parse_names, parse_size, print_fields
 from camrt.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from camrt.bundle import SaliencyOutput
     from camrt.preprocess import Preprocessing
+
+
+class Emit(StrEnum):
+    """What the graph computes last."""
+
+    GRADIENTS = "gradients"
+    MAP = "map"
+
+
+class ExportPrecision(StrEnum):
+    """What the graph computes in."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
 
 
 def export(
@@ -34,6 +51,25 @@ def export(
         str | None, typer.Option(help="Input size, 224 or 224x320 (height x width), where the model takes any.")
     ] = None,
     logits: Annotated[str | None, typer.Option(help="The class output, where the model has several outputs.")] = None,
+    emit: Annotated[
+        Emit, typer.Option(help="map: the graph also computes the saliency map, for runtimes without camrt's kernels.")
+    ] = Emit.GRADIENTS,
+    base: Annotated[str | None, typer.Option(help="Base method of that map.", show_default="gradcam++")] = None,
+    fusion: Annotated[str | None, typer.Option(help="Fusion of that map.", show_default="product")] = None,
+    order: Annotated[str | None, typer.Option(help="Order of that map.", show_default="normalize_twice")] = None,
+    shapley: Annotated[
+        bool, typer.Option("--shapley", help="Add Hessian-vector products, which shapleycam needs.")
+    ] = False,
+    lowering: Annotated[
+        bool, typer.Option(help="Write gradients in the form that is fast in ONNX Runtime, or in their plain form.")
+    ] = True,
+    precision: Annotated[
+        ExportPrecision, typer.Option(help="int8 keeps gradients in float32; see also `camrt check --against`.")
+    ] = ExportPrecision.FP32,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Pictures to measure ranges with: needed by int8, useful to fp16."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Rewrite MODEL into a bundle that also returns activations and gradients of the target layers."""
@@ -47,6 +83,14 @@ def export(
         class_names=None if class_names is None else _read_class_names(class_names),
         image_size=parse_size(size),
         logits=logits,
+        emit=emit.value,
+        base_method=base,
+        fusion=fusion,
+        order=order,
+        lowering=lowering,
+        second_order=shapley,
+        precision=precision.value,
+        calibration=calibration,
     )
     manifest = bundle.manifest
     bundle_bytes = bundle.path.stat().st_size
@@ -58,12 +102,20 @@ def export(
         (
             ("bundle", str(bundle.path)),
             ("size", f"{bundle_bytes / 1e6:.1f} MB"),
+            ("precision", manifest.precision),
             ("classes", str(manifest.num_classes) + ("" if manifest.class_names else ", without names")),
             ("preprocessing", "given" if manifest.preprocessing else "none: the bundle takes tensors, not images"),
+            ("map in the graph", _saliency(manifest.saliency)),
         )
     )
     rows = ((layer.name, "x".join(map(str, layer.shape)), layer.value) for layer in manifest.target_layers)
     print_table(("layer", "shape", "value"), rows)
+
+
+def _saliency(saliency: SaliencyOutput | None) -> str:
+    if saliency is None:
+        return "none"
+    return f"{saliency.output}: {saliency.base_method}, {saliency.fusion}, {saliency.order}"
 
 
 def _preprocessing(preprocess: str | None) -> str | Preprocessing | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,6 @@ import typer
 from camrt.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
-    from camrt.server.app import Server
     from camrt.server.settings import ServerSettings
 
 
@@ -46,12 +46,24 @@ def serve(
         int | None,
         _option("--keep-versions", "Versions of a model that are served at a time, the newest.", "models", "1"),
     ] = None,
-    provider: Annotated[str | None, _option("--provider", "Execution provider: cpu or cuda.", "models", "cpu")] = None,
+    poll_seconds: Annotated[
+        float | None,
+        _option(
+            "--poll-seconds", "The repository is looked at for changes this often. 0: at SIGHUP only.", "models", "0"
+        ),
+    ] = None,
+    provider: Annotated[
+        str | None,
+        _option("--provider", "Execution provider; `camrt doctor` lists those that work here.", "models", "cpu"),
+    ] = None,
     backend: Annotated[
-        str | None, _option("--backend", "Kernel backend: native or reference.", "models", "native")
+        str | None, _option("--backend", "Kernel backend: native, cuda, reference or auto.", "models", "native")
     ] = None,
     threads: Annotated[
-        int | None, _option("--threads", "Threads of a run. 0: the cores, shared evenly by the workers.", "models")
+        int | None,
+        _option(
+            "--threads", "Threads of a run. 0: the cores, shared evenly by the workers and their batches.", "models"
+        ),
     ] = None,
     host: Annotated[str | None, _option("--host", "Address to listen on.", "network", "127.0.0.1")] = None,
     port: Annotated[int | None, _option("--port", "Port to listen on. 0: any free one.", "network", "50051")] = None,
@@ -90,6 +102,15 @@ def serve(
     layers: Annotated[
         int | None, _option("--layers", "Most target layers a request names.", "limits of one request", "16")
     ] = None,
+    scorecam_channels: Annotated[
+        int | None,
+        _option(
+            "--scorecam-channels",
+            "Most channels of a layer that scorecam and ablationcam try.",
+            "limits of one request",
+            "256",
+        ),
+    ] = None,
     metrics_per_request: Annotated[
         int | None, _option("--metrics-per-request", "Most metrics a request asks for.", "limits of one request", "16")
     ] = None,
@@ -103,7 +124,11 @@ def serve(
         ),
     ] = None,
     workers: Annotated[
-        int | None, _option("--workers", "Batches that run at a time.", "batching and queues", "1")
+        int | None, _option("--workers", "Server processes that share the port.", "batching and queues", "1")
+    ] = None,
+    concurrent_batches: Annotated[
+        int | None,
+        _option("--concurrent-batches", "Batches that a worker runs at a time.", "batching and queues", "1"),
     ] = None,
     max_batch: Annotated[
         int | None, _option("--max-batch", "Most images that run together.", "batching and queues", "8")
@@ -119,11 +144,11 @@ def serve(
     ] = None,
     queue_items: Annotated[
         int | None,
-        _option("--queue-items", "Most requests in the server; more are refused.", "batching and queues", "256"),
+        _option("--queue-items", "Most requests in a worker; more are refused.", "batching and queues", "256"),
     ] = None,
     queue_bytes: Annotated[
         int | None,
-        _option("--queue-bytes", "Most bytes of requests in the server.", "batching and queues", "268435456"),
+        _option("--queue-bytes", "Most bytes of requests in a worker.", "batching and queues", "268435456"),
     ] = None,
     queue_ms: Annotated[
         float | None,
@@ -131,9 +156,7 @@ def serve(
     ] = None,
     heavy_items: Annotated[
         int | None,
-        _option(
-            "--heavy-items", "Most expensive requests (ARCC, Evaluate) in the server.", "batching and queues", "16"
-        ),
+        _option("--heavy-items", "Most expensive requests (ARCC, Evaluate) in a worker.", "batching and queues", "16"),
     ] = None,
     heavy_share: Annotated[
         float | None,
@@ -144,7 +167,11 @@ def serve(
     ] = None,
     io_threads: Annotated[
         int | None,
-        _option("--io-threads", "Threads that decode and encode. 0: one a core, and one more.", "batching and queues"),
+        _option(
+            "--io-threads",
+            "Threads of a worker that decode and encode. 0: its cores, and one more.",
+            "batching and queues",
+        ),
     ] = None,
     insecure: Annotated[
         bool | None,
@@ -191,6 +218,14 @@ def serve(
     metrics_port: Annotated[
         int | None, _option("--metrics-port", "Their port. Not set: none. 0: any free one.", "life and telemetry")
     ] = None,
+    otlp_endpoint: Annotated[
+        str | None,
+        _option(
+            "--otlp-endpoint",
+            "OTLP collector of traces, http://HOST:PORT. Not set: as OTEL_* says.",
+            "life and telemetry",
+        ),
+    ] = None,
     log_level: Annotated[
         str | None, _option("--log-level", "Least level that is logged.", "life and telemetry", "info")
     ] = None,
@@ -206,7 +241,8 @@ def serve(
     """Serve explanations over gRPC until SIGTERM.
 
     Flags go before environment variables (CAMRT_ and the name in capitals), those before the TOML file.
-    Exit code 0 after a drain, 1 where a second signal cut requests off, 2 where the server cannot start.
+    Exit code 0 after a drain, 1 where a second signal stopped it at once, 2 where the server cannot start, 3 where
+    accepted requests took longer than --drain-timeout, 4 where worker processes die again and again.
     """
     flags = dict(locals())
     del flags["config"]
@@ -228,20 +264,24 @@ def _run(settings: ServerSettings) -> int:
     import asyncio
     import logging
 
-    from camrt.server.app import serve as run
     from camrt.server.logs import set_up_logs
 
     set_up_logs(settings.log_level)
     logging.getLogger("camrt.server").info("settings", extra={"settings": settings.model_dump(mode="json")})
-    return asyncio.run(run(settings, _announce))
+    if settings.workers > 1:
+        from camrt.server.supervisor import supervise
+
+        return asyncio.run(supervise(settings, partial(_announce, settings)))
+    from camrt.server.app import serve as run
+
+    return asyncio.run(run(settings, lambda server: _announce(settings, server.port, server.metrics_port)))
 
 
-def _announce(server: Server) -> None:
+def _announce(settings: ServerSettings, port: int, metrics_port: int | None) -> None:
     """One line on stdout for those who started the process."""
-    settings = server.settings
     how = "TLS" if settings.uses_tls else "plain text"
-    metrics = "" if server.metrics_port is None else f", metrics on {settings.metrics_host}:{server.metrics_port}"
-    sys.stdout.write(f"camrt serves on {settings.host}:{server.port} ({how}){metrics}\n")
+    metrics = "" if metrics_port is None else f", metrics on {settings.metrics_host}:{metrics_port}"
+    sys.stdout.write(f"camrt serves on {settings.host}:{port} ({how}){metrics}\n")
     sys.stdout.flush()
 
 

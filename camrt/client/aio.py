@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+import os
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
+from PIL import Image
 
 from camrt.client.calls import (
     STUB,
@@ -41,6 +44,8 @@ Images = Iterable[AnyImage] | AsyncIterable[AnyImage]
 class AsyncExplainerClient:
     """Explains images on a server: ExplainerClient for asyncio. Made and used on one event loop.
 
+    Files are read, and pictures of PIL decoded, in a thread.
+
     Args:
         target: as in ExplainerClient.
         tls: as in ExplainerClient.
@@ -73,12 +78,12 @@ class AsyncExplainerClient:
         self._stub = STUB(self._channel)
 
     async def explain(self, image: AnyImage, **options: Unpack[ExplainOptions]) -> list[Explanation]:
-        """Explains one image; see ExplainerClient.explain. A path is read on the event loop."""
+        """Explains one image; see ExplainerClient.explain."""
         return (await self.reply(image, **options)).explanations
 
     async def reply(self, image: AnyImage, **options: Unpack[ExplainOptions]) -> Reply:
         """Explains one image; see ExplainerClient.reply."""
-        return await self._call(explain_call(image, options))
+        return await self._call(await _made(explain_call, image, options))
 
     async def explain_stream(self, images: Images, **options: Unpack[ExplainOptions]) -> AsyncIterator[StreamReply]:
         """Explains image after image; see ExplainerClient.explain_stream. ``images`` may be asynchronous."""
@@ -110,7 +115,7 @@ class AsyncExplainerClient:
         **options: Unpack[ExplainOptions],
     ) -> dict[str, float]:
         """Measures a map of an image; see ExplainerClient.evaluate."""
-        return await self._call(evaluate_call(image, metrics, saliency_map, object_mask, options))
+        return await self._call(await _made(evaluate_call, image, metrics, saliency_map, object_mask, options))
 
     async def list_models(self) -> list[ModelSummary]:
         """The models of the server."""
@@ -148,11 +153,18 @@ class AsyncExplainerClient:
                 return call.outcome(response)
 
 
+async def _made(make: Callable[..., Outcome], image: AnyImage, *arguments: object) -> Outcome:
+    """What ``make`` makes of an image: in a thread where it has to be read or decoded, else at once."""
+    if isinstance(image, str | os.PathLike | Image.Image):
+        return await asyncio.to_thread(make, image, *arguments)
+    return make(image, *arguments)
+
+
 async def _requests(images: Images, state: StreamState) -> AsyncIterator[pb.ExplainStreamRequest]:
     index = 0
     with state:
         async for image in _each(images):
-            message = state.outgoing(index, image)
+            message = await _made(partial(state.outgoing, index), image)
             index += 1
             if message is not None:
                 yield message

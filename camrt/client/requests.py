@@ -38,6 +38,7 @@ class ExplainOptions(TypedDict, total=False):
         top_k: explains the k most probable classes; not together with class_indices.
         method, base_method, fusion: as in Explainer.explain.
         target_layers: as in Explainer.explain.
+        channels: scorecam and ablationcam: most channels of a layer that are tried; default the server's limit.
         output_size: "original" (the default for images), "input" (for tensors), or (H, W) of what the model sees.
         precision: how maps travel: "uint8" (the default), "float16" or "float32".
         return_probabilities: fetches the probabilities of all classes.
@@ -53,6 +54,7 @@ class ExplainOptions(TypedDict, total=False):
     base_method: str
     fusion: str
     target_layers: str | Sequence[str] | None
+    channels: int
     output_size: OutputSize | None
     precision: Precision
     return_probabilities: bool
@@ -111,6 +113,7 @@ def method_message(options: ExplainOptions) -> pb.ExplanationOptions:
         base_method=options.get("base_method", ""),
         fusion=options.get("fusion", ""),
         target_layers=[layers] if isinstance(layers, str) else layers,
+        channels=options.get("channels", 0),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import grpc
 
-from camrt.client.errors import PUSHBACK_KEY, trailers_of
+from camrt.client.errors import PUSHBACK_KEY, pushback_of, trailers_of
 
 _FIRST_SECONDS = 0.1
 _LONGEST_SECONDS = 5.0
@@ -44,10 +44,10 @@ class Attempts:
         return wait
 
     def _wait(self, error: grpc.RpcError | grpc.aio.AioRpcError) -> float | None:
-        pushback = trailers_of(error).get(PUSHBACK_KEY)
-        if pushback is not None:
-            text = pushback.decode("ascii", "replace") if isinstance(pushback, bytes) else pushback
-            return float(text) / 1000 if text.isdecimal() else None
+        trailers = trailers_of(error)
+        if PUSHBACK_KEY in trailers:
+            pushback = pushback_of(trailers)
+            return None if pushback is None else pushback / 1000
         assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)
         if error.code() is not grpc.StatusCode.UNAVAILABLE:
             return None

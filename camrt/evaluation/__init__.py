@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from camrt.evaluation.bundle_check import CheckReport, CheckRow, check_bundle
 from camrt.evaluation.config import ConfigError, EvaluationConfig, read_config
+from camrt.evaluation.map_fidelity import FidelityReport, map_fidelity
 from camrt.evaluation.pipeline import EvaluationResult, evaluate
 from camrt.evaluation.session import EvaluationSession
 
@@ -14,7 +15,9 @@ __all__ = [
     "EvaluationConfig",
     "EvaluationResult",
     "EvaluationSession",
+    "FidelityReport",
     "check_bundle",
     "evaluate",
+    "map_fidelity",
     "read_config",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from camrt.bundle import Manifest
-from camrt.cam import CAM_METHODS, LAYER_CHOICES, REFINECAM, make_plan
+from camrt.cam import GRADIENT_METHODS, LAYER_CHOICES, REFINECAM, make_plan
 from camrt.errors import InvalidInputError
 from camrt.evaluation.baselines import baseline
 from camrt.evaluation.config import EACH, NO_BASELINES, EvaluationConfig, ExplainerEntry
@@ -88,11 +88,11 @@ def make_explainers(config: EvaluationConfig, manifest: Manifest) -> tuple[Expla
 
 
 def benchmark_grid(manifest: Manifest) -> list[ExplainerSpec]:
-    """Every plain method at every layer, and refinecam over each of them, every fusion and every choice of layers."""
+    """Every gradient method at every layer, refinecam over each of them, every fusion and every choice of layers."""
     layers = [choice for choice in LAYER_CHOICES if len(manifest.layer_names) > 2 or choice == "all"]
     return [
-        *_grid(manifest, tuple(CAM_METHODS), (), (), ((EACH,),)),
-        *_grid(manifest, (REFINECAM,), tuple(CAM_METHODS), (DEFAULT_FUSION,), (("all",),)),
+        *_grid(manifest, GRADIENT_METHODS, (), (), ((EACH,),)),
+        *_grid(manifest, (REFINECAM,), GRADIENT_METHODS, (DEFAULT_FUSION,), (("all",),)),
         *_grid(manifest, (REFINECAM,), (DEFAULT_BASE,), FUSIONS, (("all",),)),
         *_grid(manifest, (REFINECAM,), (DEFAULT_BASE,), (DEFAULT_FUSION,), tuple((choice,) for choice in layers)),
     ]

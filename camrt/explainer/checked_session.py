@@ -21,15 +21,17 @@ class CheckedSession:
         self._checkpoint()
         return self._session.predict(inputs)
 
-    def prepare(self, layers: Sequence[str]) -> None:
+    def prepare(self, layers: Sequence[str], derivatives: int = 1) -> None:
         """See Session.prepare."""
         self._checkpoint()
-        self._session.prepare(layers)
+        self._session.prepare(layers, derivatives)
 
-    def run(self, inputs: FloatArray, class_indices: IntArray, layers: Sequence[str]) -> SessionOutputs:
+    def run(
+        self, inputs: FloatArray, class_indices: IntArray, layers: Sequence[str], derivatives: int = 1
+    ) -> SessionOutputs:
         """See Session.run."""
         self._checkpoint()
-        return self._session.run(inputs, class_indices, layers)
+        return self._session.run(inputs, class_indices, layers, derivatives)
 
     def run_from_layer(self, layer: str, activations: FloatArray) -> FloatArray:
         """See Session.run_from_layer."""

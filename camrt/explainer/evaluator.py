@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from camrt.bundle import Manifest
+from camrt.cam import Perturbation
 from camrt.errors import InvalidInputError
 from camrt.explainer.arguments import checked_tensor, one_an_item
 from camrt.explainer.checked_session import CheckedSession
@@ -14,6 +15,7 @@ from camrt.explainer.scoring import map_function, maps_at_input_size, rows_by_pl
 from camrt.explanation import Explanation
 from camrt.kernels import KernelBackend
 from camrt.metrics import DEFAULT_BATCH_SIZE, MapFunction, Measurement, check_metrics, measure
+from camrt.runtime.parity import Parity
 from camrt.runtime.session import Session
 from camrt.types import BoolArray, DoubleArray, FloatArray, IntArray
 
@@ -35,6 +37,12 @@ class Evaluator:
         """What the bundle says about itself."""
         return self._session.manifest
 
+    @property
+    def parity(self) -> Parity | None:
+        """How the provider compared with the CPU when the bundle was opened; None where nobody looked."""
+        parity: Parity | None = getattr(self._session, "parity", None)
+        return parity
+
     def arcc(self, inputs: FloatArray, explanations: Sequence[Explanation], seed: int = 0) -> DoubleArray:
         """How good the explanations are, without ground truth: the metric ARCC, (N,) in [0, 1]. See evaluate."""
         return self.evaluate(inputs, explanations, ("arcc",), seed=seed)["arcc"]
@@ -49,6 +57,7 @@ class Evaluator:
         target: str = "probability",
         batch_size: int = DEFAULT_BATCH_SIZE,
         checkpoint: Callable[[], None] | None = None,
+        perturbation: Perturbation | None = None,
     ) -> dict[str, DoubleArray]:
         """Measures explanations that this explainer made.
 
@@ -65,6 +74,7 @@ class Evaluator:
             target: what of the class is followed on changed images: its "probability" or its "logit".
             batch_size: images a run.
             checkpoint: called before every run of the model; what it raises ends the measurement.
+            perturbation: what the explanations were made with, if it was given.
 
         Returns:
             Metric to scores, one an explanation; NaN where a metric is undefined.
@@ -79,7 +89,7 @@ class Evaluator:
         inputs = one_an_item(self._checked_inputs(inputs), count, "images")
         masks = None if object_masks is None else one_an_item(object_masks, count, "object masks")
         scores = {name: np.empty(count) for name in metrics}
-        for plan, rows in rows_by_plan(self.manifest, explanations).items():
+        for plan, rows in rows_by_plan(self.manifest, explanations, perturbation).items():
             own = slice(None) if len(rows) == count else rows
             items = [explanations[row] for row in rows]
             measurement = Measurement(

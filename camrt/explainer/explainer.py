@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -13,17 +13,21 @@ import numpy as np
 from PIL import Image
 
 from camrt.bundle import MAX_RANK
-from camrt.cam import REFINECAM, Plan, make_plan
+from camrt.cam import REFINECAM, Perturbation, Plan, make_plan
+from camrt.cam.method import MapRequest
 from camrt.errors import ClassIndexError, InvalidInputError
 from camrt.explainer.arguments import as_list, checked_size, checked_tensor, chosen_preprocessing, image_numbers
+from camrt.explainer.assembly import MadeMaps, assembled
 from camrt.explainer.batch import BatchResult
+from camrt.explainer.checked_session import CheckedSession
 from camrt.explainer.clock import Clock
 from camrt.explainer.evaluator import Evaluator
-from camrt.explainer.scoring import probabilities
+from camrt.explainer.on_device import leaves_arrays_on_device, made_on_device, runs_on_device
 from camrt.explanation import Explanation
-from camrt.kernels import get_backend
+from camrt.kernels import as_numpy, get_backend
 from camrt.preprocess import ImageLike, Preprocessing, load_image
 from camrt.runtime import open_session
+from camrt.runtime.session import Session
 from camrt.types import FloatArray, IntArray, SessionOutputs
 
 ClassLike: TypeAlias = "int | str"
@@ -86,6 +90,7 @@ class Explainer(Evaluator):
         target_layers: str | Sequence[str] | None = None,
         output_size: tuple[int, int] | None = None,
         order: str = "normalize_twice",
+        perturbation: Perturbation | None = None,
     ) -> list[Explanation]:
         """Explains preprocessed images.
 
@@ -101,6 +106,7 @@ class Explainer(Evaluator):
                 Default: all with refinecam, the coarsest with another method, which explains one layer.
             output_size: (H, W) of the saliency maps; default the size of the inputs.
             order: "normalize_twice", or "resize_once" (resize to the finest layer before fusing).
+            perturbation: channels, memory and progress of scorecam and ablationcam, which run the model once a channel.
 
         Returns:
             One explanation a class: N, or M for one image.
@@ -108,8 +114,9 @@ class Explainer(Evaluator):
         Raises:
             InvalidInputError: inputs of a wrong shape or dtype, or not finite.
             ClassIndexError, LayerNotFoundError, MethodNotFoundError: a name or number that is not there.
+            MethodUnavailableError: the bundle or a layer lacks what the method needs.
         """
-        plan = make_plan(self.manifest, method, base_method, fusion, target_layers, order)
+        plan = make_plan(self.manifest, method, base_method, fusion, target_layers, order, perturbation)
         inputs = checked_tensor(inputs)
         size = (int(inputs.shape[2]), int(inputs.shape[3])) if output_size is None else checked_size(output_size)
         return self._explain(inputs, self.resolve_classes(class_indices, len(inputs)), plan, size, Clock())
@@ -126,6 +133,7 @@ class Explainer(Evaluator):
         order: str = "normalize_twice",
         top_k: int = 1,
         batch_size: int = 8,
+        perturbation: Perturbation | None = None,
     ) -> list[Explanation]:
         """Explains images: decodes and preprocesses them, and brings the maps back to their pixels.
 
@@ -141,6 +149,7 @@ class Explainer(Evaluator):
                 (the model's input size), or (H, W) of the model's view.
             top_k: explains the top_k most probable classes of every image; not together with class_indices.
             batch_size: images a run.
+            perturbation: as in explain.
 
         Returns:
             One explanation an image, or top_k of them, image after image.
@@ -153,7 +162,7 @@ class Explainer(Evaluator):
             output_size = checked_size(output_size)
         if batch_size < 1:
             raise InvalidInputError(f"batch_size is {batch_size}.", "Give 1 or more.")
-        plan = make_plan(self.manifest, method, base_method, fusion, target_layers, order)
+        plan = make_plan(self.manifest, method, base_method, fusion, target_layers, order, perturbation)
         sources = as_list(images)
         if top_k != 1:
             wanted = self._ranks(class_indices, top_k)
@@ -211,22 +220,31 @@ class Explainer(Evaluator):
 
     def prepare(self, plan: Plan) -> None:
         """Opens what explanations of ``plan`` need, if it is not open yet, so that the first one is as fast as any."""
-        self._session.prepare(plan.layers)
+        self._session.prepare(plan.layers, plan.base.derivatives)
 
-    def explain_batch(self, inputs: FloatArray, class_indices: IntArray, plan: Plan) -> BatchResult:
+    def explain_batch(
+        self,
+        inputs: FloatArray,
+        class_indices: IntArray,
+        plan: Plan,
+        checkpoint: Callable[[], None] | None = None,
+    ) -> BatchResult:
         """Explains preprocessed images, as explain does, and returns the logits too: what a server runs.
 
         Args:
             inputs: (N, C, H, W) float32.
             class_indices: (N,) int64, or any M of one image; -r is the class with the r-th highest logit.
             plan: from camrt.cam.make_plan.
+            checkpoint: called before every run of the model; what it raises ends the work. Expensive methods run the
+                model often.
 
         Raises:
             InvalidInputError, ClassIndexError: as explain.
         """
         inputs, clock = checked_tensor(inputs), Clock()
         size = int(inputs.shape[2]), int(inputs.shape[3])
-        explanations, logits = self._run(inputs, class_indices, plan, size, clock)
+        session = self._session if checkpoint is None else CheckedSession(self._session, checkpoint)
+        explanations, logits = self._run(session, inputs, class_indices, plan, size, clock)
         seconds = clock.shared(1)
         return BatchResult(explanations, logits, seconds["inference"], seconds["kernels"])
 
@@ -269,42 +287,33 @@ class Explainer(Evaluator):
     def _explain(
         self, inputs: FloatArray, class_indices: IntArray, plan: Plan, size: tuple[int, int], clock: Clock
     ) -> list[Explanation]:
-        return self._run(inputs, class_indices, plan, size, clock)[0]
+        return self._run(self._session, inputs, class_indices, plan, size, clock)[0]
 
     def _run(
-        self, inputs: FloatArray, class_indices: IntArray, plan: Plan, size: tuple[int, int], clock: Clock
+        self,
+        session: Session,
+        inputs: FloatArray,
+        class_indices: IntArray,
+        plan: Plan,
+        size: tuple[int, int],
+        clock: Clock,
     ) -> tuple[list[Explanation], FloatArray]:
         """The explanations, and the logits (N, K)."""
         with clock.stage("open"):
-            self._session.prepare(plan.layers)
+            session.prepare(plan.layers, plan.base.derivatives)
+        made = self._made(session, plan, plan.request(inputs, class_indices), size, clock)
+        return assembled(self.manifest, plan, made, clock), made.outputs.logits
+
+    def _made(self, session: Session, plan: Plan, request: MapRequest, size: tuple[int, int], clock: Clock) -> MadeMaps:
+        if runs_on_device(self._backend) and leaves_arrays_on_device(session, plan):
+            return made_on_device(session, self._backend, plan, request, size, clock)
         with clock.stage("inference"):
-            outputs = self._session.run(inputs, class_indices, plan.layers)
+            outputs = plan.base.collect(session, request)
         with clock.stage("kernels"):
-            layer_maps = plan.base.layer_maps(self._backend, outputs.layers)
-            saliency, degenerate = self._backend.fuse_layers(layer_maps, size, plan.fusion, plan.order)
-        chosen = outputs.class_indices
-        logits = np.broadcast_to(outputs.logits, (len(chosen), outputs.logits.shape[1]))
-        chances = probabilities(logits, self.manifest)
-        timings = clock.shared(len(chosen))
-        explanations = [
-            Explanation(
-                saliency_map=saliency[m],
-                layer_maps={name: maps[m] for name, maps in zip(plan.layers, layer_maps, strict=True)},
-                class_index=int(chosen[m]),
-                class_name=self.manifest.class_name(int(chosen[m])),
-                probability=float(chances[m, chosen[m]]),
-                logit=float(logits[m, chosen[m]]),
-                method=plan.method,
-                base_method=plan.base.name if plan.refines else None,
-                fusion=plan.fusion if plan.refines else None,
-                order=plan.order,
-                in_input_pixels=size == inputs.shape[2:],
-                degenerate=tuple(name for name, bad in zip(plan.layers, degenerate[m], strict=True) if bad),
-                timings=timings,
-            )
-            for m in range(len(chosen))
-        ]
-        return explanations, outputs.logits
+            layer_maps = plan.base.maps(self._backend, outputs)
+            fused = self._backend.fuse_layers(layer_maps, size, plan.fusion, plan.order)
+            saliency, degenerate, *layer_maps = map(as_numpy, (*fused, *layer_maps))
+        return MadeMaps(outputs, layer_maps, saliency, degenerate, size == request.inputs.shape[2:])
 
     def _explain_views(
         self, images: Sequence[ImageLike], class_indices: IntArray, plan: Plan, output_size: OutputSize

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 
 from camrt.bundle import Manifest
-from camrt.cam import Plan, make_plan
+from camrt.cam import Perturbation, Plan, make_plan
 from camrt.errors import ClassIndexError, InvalidInputError
 from camrt.explanation import Explanation
 from camrt.kernels import KernelBackend
@@ -50,15 +50,17 @@ def map_function(session: Session, backend: KernelBackend, plan: Plan) -> MapFun
     """Explains as ``plan`` says, at input size."""
 
     def explain(inputs: FloatArray, class_indices: IntArray) -> FloatArray:
-        outputs = session.run(np.ascontiguousarray(inputs), class_indices, plan.layers)
-        layer_maps = plan.base.layer_maps(backend, outputs.layers)
+        outputs = plan.base.collect(session, plan.request(np.ascontiguousarray(inputs), class_indices))
+        layer_maps = plan.base.maps(backend, outputs)
         size = int(inputs.shape[2]), int(inputs.shape[3])
         return backend.fuse_layers(layer_maps, size, plan.fusion, plan.order)[0]
 
     return explain
 
 
-def rows_by_plan(manifest: Manifest, explanations: Sequence[Explanation]) -> dict[Plan, IntArray]:
+def rows_by_plan(
+    manifest: Manifest, explanations: Sequence[Explanation], perturbation: Perturbation | None = None
+) -> dict[Plan, IntArray]:
     """How the explanations were made, and which of them in which way.
 
     Raises:
@@ -74,7 +76,7 @@ def rows_by_plan(manifest: Manifest, explanations: Sequence[Explanation]) -> dic
                 f"Class {explanation.class_index} is explained; the bundle has {manifest.num_classes} classes.",
                 "Give explanations that this bundle's Explainer made.",
             )
-        rows.setdefault(_plan(manifest, explanation), []).append(row)
+        rows.setdefault(_plan(manifest, explanation, perturbation), []).append(row)
     return {plan: np.asarray(numbers) for plan, numbers in rows.items()}
 
 
@@ -99,7 +101,7 @@ def maps_at_input_size(
     return maps
 
 
-def _plan(manifest: Manifest, explanation: Explanation) -> Plan:
+def _plan(manifest: Manifest, explanation: Explanation, perturbation: Perturbation | None) -> Plan:
     for name, layer_map in explanation.layer_maps.items():
         shape = manifest.layer(name).shape[1:]
         if layer_map.shape != shape:
@@ -114,4 +116,5 @@ def _plan(manifest: Manifest, explanation: Explanation) -> Plan:
         explanation.fusion or "product",
         list(explanation.layer_maps),
         explanation.order,
+        perturbation,
     )

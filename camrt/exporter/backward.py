@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from camrt.errors import UnsupportedOpError
+from camrt.exporter.batch_axis import find_batch_axes
 from camrt.exporter.gelu_patterns import find_gelu_patterns
 from camrt.exporter.graph_walk import path_nodes, values_between
 from camrt.exporter.op_builder import OpBuilder
@@ -39,6 +40,7 @@ def append_backward(
         if not has_rule(node):
             raise _unsupported(graph, node, logits, targets)
     op.wanted = between
+    op.batch_axes, op.cotangent = find_batch_axes(graph), logits_cotangent
     gelus = find_gelu_patterns(nodes, targets.values())
     gradients: dict[ir.Value, ir.Value] = {logits: logits_cotangent}
     for node in reversed(nodes):

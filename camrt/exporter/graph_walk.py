@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import onnx_ir as ir
 from onnx_ir.traversal import RecursiveGraphIterator
 
-from camrt.exporter.shapes import is_float
+from camrt.exporter.shapes import carries_gradient, is_float
 
 
 def consumed_values(node: ir.Node) -> tuple[ir.Value, ...]:
@@ -24,15 +24,15 @@ def consumed_values(node: ir.Node) -> tuple[ir.Value, ...]:
 
 
 def values_between(graph: ir.Graph, starts: Iterable[ir.Value], end: ir.Value) -> frozenset[ir.Value]:
-    """Floating-point values that depend on a value of ``starts`` and that ``end`` depends on, both ends included."""
+    """Values with a gradient that depend on a value of ``starts`` and that ``end`` depends on, both ends included."""
     downstream = set(starts)
     for node in graph:
         if any(value in downstream for value in consumed_values(node)):
-            downstream.update(output for output in node.outputs if is_float(output))
+            downstream.update(output for output in node.outputs if carries_gradient(output))
     upstream = {end}
     for node in reversed(graph):
         if any(output in upstream for output in node.outputs):
-            upstream.update(value for value in consumed_values(node) if is_float(value))
+            upstream.update(value for value in consumed_values(node) if carries_gradient(value))
     return frozenset(downstream & upstream)
 
 
@@ -62,6 +62,6 @@ def cut_values(graph: ir.Graph, start: ir.Value, end: ir.Value) -> list[ir.Value
     for index, node in enumerate(nodes):
         produced = [output for output in node.outputs if output in between]
         alive = {value for value in alive if last_use[value] > index}.union(produced)
-        if len(produced) == len(alive) == 1:
+        if len(produced) == len(alive) == 1 and is_float(produced[0]):
             cuts.append(produced[0])
     return cuts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -10,14 +11,16 @@ import onnx_ir as ir
 from camrt.bundle import MAX_RANK, Head
 from camrt.errors import UnsupportedModelError
 from camrt.exporter.op_builder import OpBuilder
-from camrt.exporter.shapes import is_float, is_known, nominal_shape
-from camrt.exporter.vjp.registry import int_attribute
+from camrt.exporter.shapes import carries_gradient, is_float, is_known, nominal_shape
+from camrt.exporter.vjp.registry import int_attribute, ints_attribute
 
 CLASS_INDEX = "class_index"
 CLASS_INDEX_OUT = "class_index_out"
 _HEADS: dict[str, Head] = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
 _COLOURS = (1, 3, 4)
-_PASS_THROUGH = frozenset({"Identity", "Flatten", "Reshape", "Squeeze", "Cast", "Dropout"})
+_PASS_THROUGH = frozenset(
+    {"Identity", "Flatten", "Reshape", "Squeeze", "Cast", "Dropout", "QuantizeLinear", "DequantizeLinear"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,22 +52,28 @@ def find_image_input(graph: ir.Graph) -> ir.Value:
     inputs = [value for value in graph.inputs if value.name not in graph.initializers]
     images = [value for value in inputs if is_float(value) and value.shape is not None and len(value.shape) == 4]
     if len(images) == 1 and len(inputs) == 1:
-        _refuse_channels_last(images[0])
         return images[0]
     described = ", ".join(f"{value.name} {value.dtype}{value.shape}" for value in inputs) or "none"
     raise UnsupportedModelError(
-        f"The model needs exactly one input, a float image (N, C, H, W); it has: {described}.",
+        f"The model needs exactly one input, a float image (N, C, H, W) or (N, H, W, C); it has: {described}.",
         "Export the classifier alone, without other inputs and without preprocessing of encoded images.",
     )
 
 
-def _refuse_channels_last(image: ir.Value) -> None:
+def image_layout(image: ir.Value) -> Literal["NCHW", "NHWC"]:
+    """How the model takes its image.
+
+    NHWC where only the last axis can hold colours (1, 3 or 4 of them), or where both can and everything that reads the
+    image moves the last axis to the second place.
+    """
     assert image.shape is not None
-    if image.shape[3] in _COLOURS and image.shape[1] not in _COLOURS:
-        raise UnsupportedModelError(
-            f"The input {image.name!r} of shape {image.shape} has its channels last; camrt takes (N, C, H, W).",
-            "Convert the model with channels first, e.g. tf2onnx --inputs-as-nchw.",
-        )
+    if image.shape[3] not in _COLOURS:
+        return "NCHW"
+    if image.shape[1] not in _COLOURS:
+        return "NHWC"
+    readers = [node for node, _ in image.uses()]
+    moved = [node.op_type == "Transpose" and ints_attribute(node, "perm", ()) == (0, 3, 1, 2) for node in readers]
+    return "NHWC" if moved and all(moved) else "NCHW"
 
 
 def find_head(graph: ir.Graph, output_name: str | None = None) -> ClassifierHead:
@@ -72,16 +81,16 @@ def find_head(graph: ir.Graph, output_name: str | None = None) -> ClassifierHead
 
     Args:
         graph: a graph with inferred shapes.
-        output_name: the class output; None takes the first float output of shape (N, K).
+        output_name: the class output; None takes the first float output of shape (N, K), or else (N, K, 1, 1).
 
     Raises:
         UnsupportedModelError: no output qualifies.
     """
     outputs = [value for value in graph.outputs if output_name in (None, value.name)]
-    for output in outputs:
-        if is_float(output) and is_known(output) and output.shape is not None and len(output.shape) == 2:
-            logits, kind = _strip_head(output)
-            return ClassifierHead(logits, output, kind)
+    flat = [output for output in outputs if is_float(output) and is_known(output) and _has_no_positions(output)]
+    for output in sorted(flat, key=lambda value: len(nominal_shape(value))):
+        logits, kind = _strip_head(output)
+        return ClassifierHead(logits, output, kind)
     described = ", ".join(f"{value.name} {value.shape}" for value in graph.outputs)
     raise UnsupportedModelError(
         f"The model has no class output of shape (N, K); its outputs are: {described}.",
@@ -89,12 +98,18 @@ def find_head(graph: ir.Graph, output_name: str | None = None) -> ClassifierHead
     )
 
 
+def _has_no_positions(value: ir.Value) -> bool:
+    """Whether the shape is (N, K), or (N, K, 1, ...)."""
+    shape = nominal_shape(value)
+    return len(shape) >= 2 and set(shape[2:]) <= {1}
+
+
 def _strip_head(output: ir.Value) -> tuple[ir.Value, Head]:
     """Steps back over a final Softmax, LogSoftmax or Sigmoid, and over nodes that change no number."""
     value = output
     while (node := value.producer()) is not None and node.op_type in _PASS_THROUGH | _HEADS.keys():
         source = node.inputs[0]
-        if source is None or not is_float(source) or not is_known(source):
+        if source is None or not carries_gradient(source) or not is_known(source):
             break
         if node.op_type in _HEADS:
             return (source, _HEADS[node.op_type]) if _is_class_axis(node, source, output) else (output, "logits")
@@ -106,7 +121,7 @@ def _is_class_axis(node: ir.Node, source: ir.Value, output: ir.Value) -> bool:
     """Whether a head works on (N, K) or (N, K, 1, ...), and normalises over K."""
     shape = nominal_shape(source)
     over_classes = node.op_type == "Sigmoid" or int_attribute(node, "axis", -1) % len(shape) == 1
-    return len(shape) >= 2 and over_classes and shape[:2] == nominal_shape(output) and set(shape[2:]) <= {1}
+    return len(shape) >= 2 and over_classes and shape[:2] == nominal_shape(output)[:2] and set(shape[2:]) <= {1}
 
 
 def flat_logits(op: OpBuilder, head: ClassifierHead) -> ir.Value:
@@ -133,7 +148,8 @@ def append_class_selection(op: OpBuilder, logits: ir.Value) -> tuple[ir.Value, i
     op.graph.inputs.append(class_index)
     ranked = _top_classes(op, logits, ranks)
     column = op("Unsqueeze", class_index, op.ints([1]))
-    rank = op("Clip", op("Sub", op("Neg", column), op.ints([1])), op.constant_int(0), op.constant_int(ranks - 1))
+    rank = op("Max", op("Sub", op("Neg", column), op.ints([1])), op.constant_int(0))
+    rank = op("Min", rank, op.constant_int(ranks - 1))  # no Clip: TensorRT takes floats only there
     repeated = op("Expand", ranked, op("Concat", op("Shape", class_index), op.ints([1]), axis=0))
     by_rank = op("Squeeze", op("GatherElements", repeated, rank, axis=1), op.ints([1]))
     resolved = op("Where", op("Less", class_index, op.constant_int(0)), by_rank, class_index)
@@ -142,6 +158,7 @@ def append_class_selection(op: OpBuilder, logits: ir.Value) -> tuple[ir.Value, i
     one_hot = op("OneHot", resolved, op.constant_int(classes), ends, axis=-1)
     if op.dtype != ir.DataType.FLOAT:
         one_hot = op("Cast", one_hot, to=int(op.dtype))
+    op.one_hot = (one_hot, resolved)
     return class_index, resolved, one_hot
 
 

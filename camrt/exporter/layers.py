@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
 
 import onnx_ir as ir
 
+from camrt.bundle import Layout
 from camrt.errors import LayerNotFoundError, UnsupportedModelError
+from camrt.exporter.axis_rules import find_axes
 from camrt.exporter.graph_walk import cut_values, path_nodes, values_between
+from camrt.exporter.head import image_layout
+from camrt.exporter.layouts import Placement, placement
+from camrt.exporter.receptive_field import receptive_fields
 from camrt.exporter.scopes import module_outputs
 from camrt.exporter.shapes import is_known, nominal_shape
-from camrt.exporter.vjp.registry import int_attribute
+from camrt.exporter.stages import Stages
 
-Layout: TypeAlias = Literal["NCHW", "NHWC"]
-
-MAX_AUTO_LAYERS = 4
-# What only re-arranges or re-scales an activation belongs to the layer after it.
-_NOT_A_LAYER = frozenset(
-    {"Transpose", "LayerNormalization", "Reshape", "Flatten", "Identity", "Cast", "Dropout", "Pad"}
-)
-_KEEPS_LAYOUT_FROM_LAST_AXIS = frozenset({"MatMul", "LayerNormalization", "Gemm"})
-_ALWAYS_NCHW = frozenset({"Conv", "BatchNormalization", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize"})
+_REARRANGES = frozenset({"Reshape", "Transpose", "Flatten", "Identity"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +35,8 @@ class LayerCandidate:
         layout: how the graph keeps it.
         auto: whether target_layers="auto" picks it.
         reason: why, or why not.
+        receptive_field: pixels of the image that a position sees, rows and columns; None where it sees the whole image.
+            See camrt.exporter.receptive_field.
     """
 
     name: str
@@ -48,6 +46,7 @@ class LayerCandidate:
     layout: Layout
     auto: bool
     reason: str
+    receptive_field: tuple[int, int] | None = None
 
 
 class LayerFinder:
@@ -55,30 +54,43 @@ class LayerFinder:
 
     Args:
         graph: a graph with inferred shapes.
-        image: its image input, (N, C, H, W).
+        image: its image input, (N, C, H, W) or (N, H, W, C).
         logits: (N, K).
     """
 
     def __init__(self, graph: ir.Graph, image: ir.Value, logits: ir.Value) -> None:
-        self._image_size = nominal_shape(image)[2:]
-        self._between = values_between(graph, [image], logits)
-        self._nodes = path_nodes(graph, self._between)
+        shape = nominal_shape(image)
+        self._image = image
+        self._image_size = shape[2:] if image_layout(image) == "NCHW" else shape[1:3]
+        self._nodes = path_nodes(graph, values_between(graph, [image], logits))
         self._order = {output: index for index, node in enumerate(self._nodes) for output in node.outputs}
-        self._cuts = cut_values(graph, image, logits)
         self._modules = module_outputs(self._nodes)
-        self._layouts = _layouts(image, self._nodes)
-        self._names = _display_names(self._modules, self._auto(self._stage_values())[0])
+        axes = find_axes(image, image_layout(image), self._nodes)
+        places = {value: placement(kept) for value, kept in axes.items()}
+        self._places = {value: place for value, place in places.items() if place is not None}
+        self._stages = Stages(self._nodes, cut_values(graph, image, logits), self._places, self._image_size)
+        forms = {value: _module_form(value, self._modules) for value in self._stages.values}
+        self._names = _display_names(self._modules, [forms[value] for value in self._stages.picked if value in forms])
+        for value, form in forms.items():
+            if value not in self._names and form in self._names:
+                self._names[value] = self._names[form]
 
-    def candidates(self) -> list[LayerCandidate]:
-        """Every value that all paths from the image to the logits pass through and that has positions, in order."""
-        values = self._stage_values()
-        picked, reasons = self._auto(values)
+    def candidates(self, inside_blocks: bool = False) -> list[LayerCandidate]:
+        """Every value that all paths from the image to the logits pass through and that has positions, in order.
+
+        Args:
+            inside_blocks: adds the other values with positions: never picked, but they can be named.
+        """
+        picked, reasons = self._stages.picked, self._stages.reasons
+        listed = {*self._stages.values, *picked}
+        others = {value for value in self._order if value in self._places and max(self._size(value)) > 1}
+        fields, leaves = receptive_fields(self._nodes, self._image), {v: path for path, v in self._modules.items()}
         found = []
-        for value in values:
-            candidate = self._candidate(value)
-            auto = value in picked
-            reason = reasons.get(value, "not the end of its stage")
-            found.append(replace(candidate, auto=auto, reason=reason))
+        for value in sorted(listed | others if inside_blocks else listed, key=self._order.__getitem__):
+            reason = reasons.get(value, "not the end of its stage" if value in listed else "inside a block")
+            candidate = replace(self._candidate(value), auto=value in picked, reason=reason)
+            name = candidate.name if value in listed else leaves.get(value, candidate.name)
+            found.append(replace(candidate, name=name, receptive_field=fields.get(value)))
         return found
 
     def select(self, target_layers: str | Sequence[str]) -> dict[str, ir.Value]:
@@ -92,13 +104,12 @@ class LayerFinder:
             UnsupportedModelError: "auto" finds no stage, or a named value has no positions or no known layout.
         """
         if target_layers == "auto":
-            picked, _ = self._auto(self._stage_values())
-            if not picked:
+            if not self._stages.picked:
                 raise UnsupportedModelError(
                     "No stage of the network keeps a spatial resolution for a block.",
                     f"Name the target layers; candidates: {self._candidate_names()}.",
                 )
-            chosen = {self._name(value): value for value in picked}
+            chosen = {self._name(value): value for value in self._stages.picked}
         else:
             wanted = [target_layers] if isinstance(target_layers, str) else list(target_layers)
             if not wanted:
@@ -108,73 +119,9 @@ class LayerFinder:
             self._check(name, value)
         return dict(sorted(chosen.items(), key=lambda item: self._coarseness(item[1])))
 
-    def layout(self, value: ir.Value) -> Layout:
-        """How the graph keeps ``value``."""
-        layout = self._layouts[value]
-        assert layout is not None
-        return layout
-
-    def _auto(self, values: Sequence[ir.Value]) -> tuple[list[ir.Value], dict[ir.Value, str]]:
-        """The stage ends: for each resolution kept for a block, its last value, the four coarsest, without the stem."""
-        stages: dict[tuple[int, ...], ir.Value] = {}
-        reasons: dict[ir.Value, str] = {}
-        for size in dict.fromkeys(self._size(value) for value in values):
-            end = self._stage_end([value for value in values if self._size(value) == size])
-            if end is None:
-                continue
-            if size == self._image_size:
-                reasons[end] = "the stem: still at the image's resolution"
-            elif not self._keeps_a_block(size, end):
-                reasons[end] = "the stem: no block works at this resolution"
-            else:
-                stages[size] = end
-                reasons[end] = f"last value at {size[0]}x{size[1]}"
-        ends = list(stages.values())
-        for value in ends[:-MAX_AUTO_LAYERS]:
-            reasons[value] = f"finer than the {MAX_AUTO_LAYERS} coarsest stages"
-        return ends[-MAX_AUTO_LAYERS:], reasons
-
-    def _stage_values(self) -> list[ir.Value]:
-        """Cuts with positions and a known layout, produced by something that makes a layer."""
-        return [
-            value
-            for value in self._cuts
-            if is_known(value)
-            and len(nominal_shape(value)) == 4
-            and self._layouts[value] is not None
-            and max(self._size(value)) > 1
-            and _producer(value).op_type not in _NOT_A_LAYER
-        ]
-
-    def _stage_end(self, values: Sequence[ir.Value]) -> ir.Value | None:
-        """The last value of a stage; the expansion in front of a strided depthwise Conv counts to the next stage."""
-        last = values[-1]
-        drop = next((node for node in self._nodes[self._order[last] + 1 :] if last in node.inputs), None)
-        if drop is None or drop.op_type != "Conv" or not _is_depthwise(drop):
-            return last
-        expansion = self._producing_conv(last)
-        if expansion is None:
-            return last
-        before = [value for value in values if self._order[value] < self._order[expansion.outputs[0]]]
-        return before[-1] if before else None
-
-    def _producing_conv(self, value: ir.Value) -> ir.Node | None:
-        """The Conv whose activation ``value`` is, found through elementwise nodes."""
-        node: ir.Node | None = _producer(value)
-        while node is not None and node.op_type != "Conv":
-            source = next((item for item in node.inputs if item in self._between), None)
-            node = None if source is None else source.producer()
-        return node
-
-    def _keeps_a_block(self, size: tuple[int, ...], end: ir.Value) -> bool:
-        """Whether a Conv up to ``end`` reads and writes values of this size."""
-        convs = (node for node in self._nodes[: self._order[end] + 1] if node.op_type == "Conv")
-        return any(
-            nominal_shape(value)[2:] == nominal_shape(node.outputs[0])[2:] == size
-            for node in convs
-            for value in node.inputs[:1]
-            if value is not None
-        )
+    def placement(self, value: ir.Value) -> Placement:
+        """How the graph keeps ``value``, one of those that ``select`` returned."""
+        return self._places[value]
 
     def _resolve(self, name: str) -> list[tuple[str, ir.Value]]:
         """The (name, value) pairs that one name or pattern stands for."""
@@ -186,7 +133,7 @@ class LayerFinder:
         by_node = {node.name: node.outputs[0] for node in self._nodes}
         if name in by_node:
             return [(name, by_node[name])]
-        stage_values = self._stage_values()
+        stage_values = self._stages.values
         known = {self._name(value): value for value in stage_values}
         paths = {path: value for path, value in self._modules.items() if value in stage_values}
         for names in (known, paths):
@@ -199,28 +146,27 @@ class LayerFinder:
 
     def _check(self, name: str, value: ir.Value) -> None:
         """Refuses a value that has no positions or whose layout is unknown."""
-        if not is_known(value) or len(nominal_shape(value)) != 4:
+        if not is_known(value) or len(nominal_shape(value)) not in (3, 4):
             raise UnsupportedModelError(
-                f"Layer {name!r} has the shape {value.shape}; a target layer has four axes.",
+                f"Layer {name!r} has the shape {value.shape}; a target layer has four axes, or three with tokens.",
                 f"Candidates: {self._candidate_names()}.",
             )
-        if self._layouts[value] is None:
+        if value not in self._places:
             raise UnsupportedModelError(
-                f"Which axis of layer {name!r} holds the channels cannot be inferred.",
+                f"Which axes of layer {name!r} hold the rows, columns and channels cannot be inferred.",
                 f"Candidates: {self._candidate_names()}.",
             )
 
     def _candidate(self, value: ir.Value) -> LayerCandidate:
-        layout, (height, width) = self.layout(value), self._size(value)
-        channels = nominal_shape(value)[1 if layout == "NCHW" else 3]
+        place = self._places[value]
+        _, height, width = place.shape
         stride = (self._image_size[0] / height, self._image_size[1] / width)
         return LayerCandidate(
-            self._name(value), value.name or "", (channels, height, width), stride, layout, auto=False, reason=""
+            self._name(value), value.name or "", place.shape, stride, place.layout, auto=False, reason=""
         )
 
     def _size(self, value: ir.Value) -> tuple[int, ...]:
-        shape = nominal_shape(value)
-        return shape[2:] if self._layouts[value] == "NCHW" else shape[1:3]
+        return self._places[value].shape[1:]
 
     def _coarseness(self, value: ir.Value) -> tuple[int, int]:
         """Sort key: fewer positions first, and of equal ones the deeper first."""
@@ -231,19 +177,7 @@ class LayerFinder:
         return self._names.get(value) or value.name or ""
 
     def _candidate_names(self) -> str:
-        return ", ".join(self._name(value) for value in self._stage_values()) or "none"
-
-
-def _producer(value: ir.Value) -> ir.Node:
-    node = value.producer()
-    assert node is not None
-    return node
-
-
-def _is_depthwise(node: ir.Node) -> bool:
-    group = int_attribute(node, "group", 1)
-    value = node.inputs[0]
-    return group > 1 and value is not None and nominal_shape(value)[1] == group
+        return ", ".join(self._name(value) for value in self._stages.values) or "none"
 
 
 def _display_names(modules: dict[str, ir.Value], stage_ends: Sequence[ir.Value]) -> dict[ir.Value, str]:
@@ -260,20 +194,13 @@ def _display_names(modules: dict[str, ir.Value], stage_ends: Sequence[ir.Value])
     return names
 
 
-def _layouts(image: ir.Value, nodes: Iterable[ir.Node]) -> dict[ir.Value, Layout | None]:
-    """The layout of every four-axis value: convolutions make NCHW, Transpose changes it, elementwise nodes keep it."""
-    channel_axis: dict[ir.Value, int | None] = {image: 1}
-    for node in nodes:
-        sources = [value for value in node.inputs if value in channel_axis]
-        axis = channel_axis[sources[0]] if sources and sources[0] is not None else None
-        if node.op_type in _ALWAYS_NCHW:
-            axis = 1
-        elif node.op_type == "Transpose" and axis is not None:
-            axis = list(node.attributes["perm"].as_ints()).index(axis) if "perm" in node.attributes else None
-        elif node.op_type in ("Reshape", "Flatten", "Squeeze", "Unsqueeze") or (
-            node.op_type in _KEEPS_LAYOUT_FROM_LAST_AXIS and axis != 3
-        ):
-            axis = None
-        channel_axis.update(dict.fromkeys(node.outputs, axis))
-    layouts: dict[int | None, Layout | None] = {1: "NCHW", 3: "NHWC"}
-    return {value: layouts.get(axis) for value, axis in channel_axis.items()}
+def _module_form(value: ir.Value, modules: Mapping[str, ir.Value]) -> ir.Value:
+    """The module output that ``value`` becomes when its only users put its elements in another order; or itself."""
+    ends, form = set(modules.values()), value
+    while form not in ends:
+        users = {node for node, _ in form.uses()}
+        user = users.pop() if len(users) == 1 else None
+        if user is None or user.op_type not in _REARRANGES:
+            return value
+        form = user.outputs[0]
+    return form

@@ -9,9 +9,11 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from camrt.errors import InvalidModelError, UnsupportedModelError
+from camrt.exporter.sparse import densify
 
 MIN_OPSET, MAX_OPSET = 17, 21
 MIN_SOURCE_OPSET = 7
+MIN_IR_VERSION = 8  # what opset 17 asks for
 _CONVERSION_ERRORS = (
     onnx.version_converter.ConvertError,
     onnx.shape_inference.InferenceError,
@@ -41,6 +43,7 @@ def load_model(path: Path) -> ir.Model:
     try:
         _check_names(proto.graph)
         _check_references(proto.graph)
+        densify(proto.graph)
         for tensor in proto.graph.initializer:
             onnx.numpy_helper.to_array(tensor)
         return ir.from_proto(_converted(proto, path))
@@ -84,6 +87,8 @@ def _converted(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         raise UnsupportedModelError(
             f"{path} uses opset {opset}.", f"Export the model again with an opset from {MIN_SOURCE_OPSET} up."
         )
+    # Files of IR version 3 may list their weights as inputs or not; the converter demands that they do.
+    proto.ir_version = max(proto.ir_version, MIN_IR_VERSION)
     try:
         return onnx.version_converter.convert_version(proto, target)
     except _CONVERSION_ERRORS as error:

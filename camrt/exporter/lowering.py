@@ -8,6 +8,7 @@ Case 1, s = 1: a Conv of dy with the flipped kernel and padding d (k - 1) - p.
 Case 2, s > 1, d = 1: split i = s q + t into s phases. Phase t sees only the taps m = r, r + s, ... with
     r = (t + p) mod s, and is a stride-1 Conv of dy with those taps flipped. The phases are interleaved.
 Case 3, anything else (dilated and strided, or strides beyond all use): ConvTranspose, cropped or padded to the input.
+    Also two forms of which it is the fastest, and everything in a bundle exported without lowering.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import onnx_ir as ir
 from camrt.exporter.op_builder import OpBuilder
 
 _MAX_PHASES = 4096  # one node each
+_FEW_GROUPED = 8
+_FEW_POINTWISE = 256
 _TO_THE_START = np.iinfo(np.int64).min
 
 
@@ -82,6 +85,8 @@ def conv_input_gradient(
     Returns:
         (M, C_in, h, w).
     """
+    if not op.lowering or _transpose_is_faster(shape, axes, group):
+        return _transposed(op, cotangent, weight, axes, group)
     swapped = _swap_channels(op, weight, shape, group)
     if all(axis.stride == 1 for axis in axes) and _complement(axes) is not None:
         return _stride_one(op, cotangent, swapped, axes, group)
@@ -90,6 +95,18 @@ def conv_input_gradient(
         if all(phase.taps == 0 or min(phase.begin, phase.end) >= 0 for phase in (*phases[0], *phases[1])):
             return _phased(op, cotangent, swapped, shape[1] * group, axes, phases, group)
     return _transposed(op, cotangent, weight, axes, group)
+
+
+def _transpose_is_faster(shape: tuple[int, int, int, int], axes: tuple[Axis, Axis], group: int) -> bool:
+    """Two forms that ConvTranspose wins (benchmarks/bench_lowering.py).
+
+    Groups of few channels, which Conv takes by its slow path, but not one channel each; and 1x1 with strides and few
+    channels, whose gradient is mostly zeros.
+    """
+    c_out, c_in_group, kh, kw = shape
+    few_in_a_group = group > 1 and 1 < c_in_group <= _FEW_GROUPED and c_out // group <= _FEW_GROUPED
+    strided = max(axis.stride for axis in axes) > 1
+    return few_in_a_group or (group == 1 and kh == kw == 1 and strided and c_out <= _FEW_POINTWISE)
 
 
 def interleave(
@@ -231,8 +248,45 @@ def enlarge(op: OpBuilder, value: ir.Value, factors: tuple[int, int]) -> ir.Valu
     return op("Resize", value, None, scales, **nearest)
 
 
+def tiled_max_gradient(
+    op: OpBuilder, x: ir.Value, y: ir.Value, cotangent: ir.Value, kernel: tuple[int, int], size: tuple[int, int]
+) -> ir.Value:
+    """The gradient of a MaxPool whose windows tile its input x, (M, C, h, w): dy at the first maximum of each window.
+
+    Positions of a window have falling ranks, row by row. A position that equals its window's maximum keeps its rank,
+    any other has 0; where the rank is the largest of its window, there the gradient goes.
+
+    Args:
+        op: the builder.
+        x: (N, C, h, w), of the spatial ``size``.
+        y: (N, C, h', w'), the maxima.
+        cotangent: (M, C, h', w').
+        kernel: rows and columns of a window.
+        size: (h, w).
+    """
+    ranks = np.arange(kernel[0] * kernel[1], 0, -1).reshape(kernel)
+    tiled = np.tile(ranks, (size[0] // kernel[0], size[1] // kernel[1]))
+    rank = op.constant(tiled.astype(op.dtype.numpy())[None, None])
+    found = op("Mul", op.cast(op("Equal", x, enlarge(op, y, kernel))), rank)
+    first = op("MaxPool", found, kernel_shape=kernel, strides=kernel)
+    return op("Mul", enlarge(op, cotangent, kernel), op.cast(op("Equal", enlarge(op, first, kernel), rank)))
+
+
 def _transposed(op: OpBuilder, cotangent: ir.Value, weight: ir.Value, axes: tuple[Axis, Axis], group: int) -> ir.Value:
-    """Case 3. ConvTranspose without padding covers [-begin, ...); the input's part is cut out or padded with zeros."""
+    """Case 3. ConvTranspose covers [-begin, length - begin); its own paddings cut that to the input where they can.
+
+    They must not be negative, nor as wide as the kernel; an output padding must be less than the stride.
+    """
+    lengths = [(axis.output - 1) * axis.stride + axis.dilation * (axis.kernel - 1) + 1 for axis in axes]
+    ends = [length - axis.begin - axis.size for axis, length in zip(axes, lengths, strict=True)]
+    reach = [axis.dilation * (axis.kernel - 1) + 1 for axis in axes]
+    fits = all(
+        axis.begin < width and -axis.stride < end < width for axis, end, width in zip(axes, ends, reach, strict=True)
+    )
+    cut = {
+        "pads": [axis.begin for axis in axes] + [max(end, 0) for end in ends],
+        "output_padding": [max(-end, 0) for end in ends],
+    }
     full = op(
         "ConvTranspose",
         cotangent,
@@ -241,7 +295,8 @@ def _transposed(op: OpBuilder, cotangent: ir.Value, weight: ir.Value, axes: tupl
         strides=[axis.stride for axis in axes],
         dilations=[axis.dilation for axis in axes],
         group=group,
+        **(cut if fits else {}),
     )
-    lengths = [(axis.output - 1) * axis.stride + axis.dilation * (axis.kernel - 1) + 1 for axis in axes]
-    begins = (axes[0].begin, axes[1].begin)
-    return fit(op, full, begins, (lengths[0], lengths[1]), (axes[0].size, axes[1].size))
+    if fits:
+        return full
+    return fit(op, full, (axes[0].begin, axes[1].begin), (lengths[0], lengths[1]), (axes[0].size, axes[1].size))

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from camrt.exporter.shapes import nominal_shape
+from camrt.exporter.batch_axis import BatchAxis
+from camrt.exporter.shapes import BATCH, nominal_shape
 from camrt.types import AnyArray
 
 PREFIX = "camrt"
@@ -24,22 +25,63 @@ class OpBuilder:
         graph: the graph that nodes and initialisers are appended to.
         dtype: element type of the model's activations; scalars that rules ask for are made in it.
         wanted: values whose gradient is needed; a rule may ask ``op.wants(value)`` before it builds one.
+        lowering: whether rules choose the forms that are fast in ONNX Runtime, see camrt.exporter.lowering.
+
+    Attributes:
+        batch_axes: where the forward values keep the batch.
+        cotangent: (M, K), of the logits, once the backward part has begun.
+        one_hot: (M, K), ones at the explained classes, and (M), those classes; None before it is made.
     """
 
-    def __init__(self, graph: ir.Graph, dtype: ir.DataType, wanted: frozenset[ir.Value] = frozenset()) -> None:
+    def __init__(
+        self,
+        graph: ir.Graph,
+        dtype: ir.DataType,
+        wanted: frozenset[ir.Value] = frozenset(),
+        *,
+        lowering: bool = True,
+    ) -> None:
         self.graph = graph
+        self.lowering = lowering
         self.dtype = dtype
         self.wanted = wanted
+        self.batch_axes: dict[ir.Value, BatchAxis] = {}
+        self.cotangent: ir.Value | None = None
+        self.one_hot: tuple[ir.Value, ir.Value] | None = None
+        self._repeated: dict[ir.Value, ir.Value] = {}
         self._nodes: dict[Hashable, ir.Value] = {}
         self._constants: dict[Hashable, ir.Value] = {}
         self._count = 0
 
     def __call__(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
         """Appends ``op_type(*inputs)``, or returns the output of an equal node made earlier."""
+        inputs = tuple(
+            self.repeated(value) if value in self.batch_axes and self.batch_axes[value].is_folded else value
+            for value in inputs
+        )
         key = (op_type, tuple(id(value) for value in inputs), repr(sorted(attributes.items())))
         if key not in self._nodes:
             self._nodes[key] = self._append(op_type, inputs, attributes)
         return self._nodes[key]
+
+    def repeated(self, value: ir.Value) -> ir.Value:
+        """A forward value of one image, or of M, as one of M images: see camrt.exporter.batch_axis.
+
+        Done unasked to every input that is folded; a rule asks for it where its operator does not broadcast.
+        """
+        batch = self.batch_axes.get(value)
+        if batch is None or self.cotangent is None:
+            return value
+        if value not in self._repeated:
+            shape, axis = nominal_shape(value), batch.axis
+            alone = [*shape[:axis], batch.outer, BATCH, batch.inner, *shape[axis + 1 :]]
+            ones = [1] * len(alone)
+            classes = self("Shape", self.cotangent, start=0, end=1)
+            target = [self.ints(ones[: axis + 1]), classes, self.ints(ones[axis + 2 :])]
+            apart = self._append("Reshape", [value, self.ints(alone)], {})
+            expanded = self("Expand", apart, self("Concat", *target, axis=0))
+            self._repeated[value] = self("Reshape", expanded, self.ints(shape))
+        return self._repeated[value]
 
     def identity(self, value: ir.Value) -> ir.Value:
         """A new value equal to ``value``, made anew at every call."""
@@ -78,12 +120,15 @@ class OpBuilder:
         return self("Cast", value, to=int(self.dtype))
 
     def reshape_like(self, cotangent: ir.Value, value: ir.Value) -> ir.Value:
-        """Gives ``cotangent`` the shape of ``value`` except the first axis, which is inferred (it may be M, not N)."""
-        return self("Reshape", cotangent, self.ints([-1, *nominal_shape(value)[1:]]))
+        """Gives ``cotangent`` the shape of ``value`` except the batch axis, which is inferred (it may be M, not N)."""
+        shape = nominal_shape(value)
+        return self("Reshape", cotangent, self.ints(shape if BATCH in shape else [-1, *shape[1:]]))
 
     def expand_like(self, cotangent: ir.Value, value: ir.Value) -> ir.Value:
-        """Broadcasts ``cotangent`` (M, 1 or d, ...) to (M, d, ...), the shape of ``value`` but the first axis."""
-        return self("Expand", cotangent, self.ints([1, *nominal_shape(value)[1:]]))
+        """Broadcasts ``cotangent`` (M, 1 or d, ...) to (M, d, ...), the shape of ``value`` but the batch axis."""
+        shape = nominal_shape(value)
+        batch = shape.index(BATCH) if BATCH in shape else 0
+        return self("Expand", cotangent, self.ints([1 if axis == batch else dim for axis, dim in enumerate(shape)]))
 
     def reduce_sum(self, value: ir.Value, axes: Sequence[int], keepdims: int = 1) -> ir.Value:
         """ReduceSum over constant axes."""

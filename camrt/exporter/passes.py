@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 from onnx_ir.passes.common import (
@@ -13,19 +10,27 @@ from onnx_ir.passes.common import (
     LiftConstantsToInitializersPass,
     RemoveInitializersFromInputsPass,
     RemoveUnusedNodesPass,
-    ShapeInferencePass,
     TopologicalSortPass,
 )
 
 from camrt.errors import InvalidInputError, InvalidModelError, UnsupportedModelError
-from camrt.exporter.head import CLASS_INDEX, CLASS_INDEX_OUT, find_image_input
-from camrt.exporter.op_builder import PREFIX, add_constant
+from camrt.exporter.free_batch import FreeBatchPass
+from camrt.exporter.head import CLASS_INDEX, CLASS_INDEX_OUT, find_image_input, image_layout
+from camrt.exporter.infer_shapes import InferShapesPass
+from camrt.exporter.number_formats import RefuseNumberFormatsPass
+from camrt.exporter.op_builder import PREFIX
+from camrt.exporter.shape_folding import FoldShapesPass
 from camrt.exporter.strided_views import RemoveStridedViewPass
 
 DEFAULT_IMAGE_SIZE = (224, 224)
-# A failed shape inference is logged there with its traceback; here it is raised.
-logging.getLogger("onnx_ir").addHandler(logging.NullHandler())
-_RESERVED_PREFIXES = (f"{PREFIX}/", "activations/", "gradients/")
+_RESERVED_PREFIXES = (
+    f"{PREFIX}/",
+    "activations/",
+    "gradients/",
+    "target_gradients/",
+    "hessian_vectors/",
+    "saliency_map",
+)
 
 
 def normalize(model: ir.Model, image_size: tuple[int, int] | None) -> None:
@@ -37,6 +42,7 @@ def normalize(model: ir.Model, image_size: tuple[int, int] | None) -> None:
     """
     for step in (
         InlinePass(),
+        RefuseNumberFormatsPass(),
         FreeNamesPass(),
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         RemoveInitializersFromInputsPass(),
@@ -46,7 +52,9 @@ def normalize(model: ir.Model, image_size: tuple[int, int] | None) -> None:
         TopologicalSortPass(),
         FixImageSizePass(image_size),
         InferShapesPass(),
+        RemoveStridedViewPass(),
         FreeBatchPass(),
+        FoldShapesPass(),
         RemoveStridedViewPass(),
         RemoveUnusedNodesPass(),
     ):
@@ -132,77 +140,16 @@ class FixImageSizePass(InPlacePass):
         assert image.shape is not None
         dims = list(image.shape)
         wanted = self._image_size or DEFAULT_IMAGE_SIZE
-        for axis in (2, 3):
+        rows, columns = (2, 3) if image_layout(image) == "NCHW" else (1, 2)
+        for axis, side in ((rows, wanted[0]), (columns, wanted[1])):
             if not isinstance(dims[axis], int):
-                dims[axis] = wanted[axis - 2]
-            elif self._image_size is not None and dims[axis] != wanted[axis - 2]:
+                dims[axis] = side
+            elif self._image_size is not None and dims[axis] != side:
                 raise InvalidInputError(
-                    f"The model takes {dims[2]}x{dims[3]} images only, not {wanted[0]}x{wanted[1]}.",
+                    f"The model takes {dims[rows]}x{dims[columns]} images only, not {wanted[0]}x{wanted[1]}.",
                     "Leave the size out, or export the source model with dynamic height and width.",
                 )
         if any(isinstance(dim, int) and dim < 1 for dim in dims):
             raise InvalidModelError(f"The input {image.name!r} has the shape {image.shape}.", "Export the model again.")
         image.shape = ir.Shape(dims)
         return PassResult(model, True)
-
-
-class InferShapesPass(InPlacePass):
-    """Infers every shape anew; shapes stored in the file are dropped, they may hold for another batch or size."""
-
-    def call(self, model: ir.Model) -> PassResult:
-        """Runs the pass."""
-        for node in model.graph:
-            for output in node.outputs:
-                output.shape = None
-        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
-        if all(output.shape is None for node in model.graph for output in node.outputs):
-            raise InvalidModelError(
-                "ONNX cannot infer the shapes of the model's values.", "Check the model with onnx.checker."
-            )
-        return PassResult(model, True)
-
-
-class FreeBatchPass(InPlacePass):
-    """Makes the batch axis dynamic where the source fixed it.
-
-    1. A dynamic batch stays.
-    2. A fixed one becomes symbolic; a Reshape whose constant target starts with the fixed batch keeps its meaning by
-       -1 there, or by 0 (copy) if it has a -1 elsewhere.
-    3. Where the batch still comes out fixed at an output, the model is refused.
-    """
-
-    def call(self, model: ir.Model) -> PassResult:
-        """Runs the pass."""
-        image = find_image_input(model.graph)
-        assert image.shape is not None
-        batch = image.shape[0]
-        if not isinstance(batch, int):
-            return PassResult(model, False)
-        for node in model.graph:
-            if node.op_type == "Reshape":
-                _free_reshape(model.graph, node, batch)
-        image.shape = ir.Shape(["N", *list(image.shape)[1:]])
-        InferShapesPass()(model)
-        return PassResult(model, True)
-
-    def ensures(self, model: ir.Model) -> None:
-        """No output has a fixed batch."""
-        for output in model.graph.outputs:
-            if output.shape is not None and len(output.shape) == 2 and isinstance(output.shape[0], int):
-                raise UnsupportedModelError(
-                    f"The batch size of the model is fixed: output {output.name!r} has the shape {output.shape}.",
-                    "Export the source model with a dynamic batch axis.",
-                )
-
-
-def _free_reshape(graph: ir.Graph, node: ir.Node, batch: int) -> None:
-    """Case 2 of FreeBatchPass for one Reshape."""
-    source, target = node.inputs
-    if source is None or target is None or target.const_value is None or source.shape is None:
-        return
-    dims = [int(dim) for dim in target.const_value.numpy()]
-    if not dims or dims[0] != batch or source.shape[0] != batch:
-        return
-    dims[0] = 0 if -1 in dims[1:] else -1
-    value = add_constant(graph, np.asarray(dims, np.int64), f"{node.outputs[0].name}_shape")
-    node.replace_input_with(1, value)

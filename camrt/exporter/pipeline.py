@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx_ir as ir
 from onnx_ir.passes import InvariantError
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from camrt.bundle import MANIFEST_KEY, Bundle, Manifest, TargetLayer, file_sha256
+from camrt.bundle import MANIFEST_KEY, Bundle, Manifest, Precision, SaliencyOutput, TargetLayer, file_sha256
 from camrt.errors import CamrtError, InvalidInputError, InvalidModelError
+from camrt.exporter.arguments import check_class_names, checked_emit, checked_preprocessing, nominal_size
 from camrt.exporter.backward import append_backward
 from camrt.exporter.head import (
     CLASS_INDEX,
@@ -26,20 +26,27 @@ from camrt.exporter.head import (
     find_head,
     find_image_input,
     flat_logits,
+    image_layout,
 )
 from camrt.exporter.layers import LayerCandidate, LayerFinder
+from camrt.exporter.linear_head import linear_head_inputs
 from camrt.exporter.loading import load_model
+from camrt.exporter.map_graph import MapLayer, append_saliency_map
+from camrt.exporter.number_formats import source_precision
 from camrt.exporter.op_builder import OpBuilder
 from camrt.exporter.passes import normalize
+from camrt.exporter.second_order import append_second_order
 from camrt.exporter.shapes import nominal_shape
+from camrt.exporter.source import TorchModule, source_file
+from camrt.exporter.writing import write_model
 from camrt.preprocess import Preprocessing
+from camrt.types import FloatArray
 
-_TO_NCHW = [0, 3, 1, 2]
 _MALFORMED = (InvariantError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, MemoryError)
 
 
 def export(
-    model_path: str | os.PathLike[str],
+    model: str | os.PathLike[str] | TorchModule,
     bundle_path: str | os.PathLike[str],
     target_layers: str | Sequence[str] = "auto",
     *,
@@ -47,11 +54,19 @@ def export(
     class_names: Sequence[str] | None = None,
     image_size: tuple[int, int] | None = None,
     logits: str | None = None,
+    emit: Literal["gradients", "map"] = "gradients",
+    base_method: str | None = None,
+    fusion: str | None = None,
+    order: str | None = None,
+    lowering: bool = True,
+    second_order: bool = False,
+    precision: Precision = "fp32",
+    calibration: str | os.PathLike[str] | FloatArray | None = None,
 ) -> Bundle:
     """Rewrites a classifier so that one run returns logits, activations of several layers and their gradients.
 
     Args:
-        model_path: an ONNX classifier, opset 7 or later.
+        model: the path of an ONNX classifier, opset 7 or later; or a torch.nn.Module, see camrt.exporter.from_torch.
         bundle_path: where the bundle is written; replaced only when the export has succeeded.
         target_layers: "auto" (the stage ends), or layer names, PyTorch module paths, value names or glob patterns.
         preprocess: how images become input tensors: a preset's name, a Preprocessing or its fields. Without it the
@@ -59,6 +74,16 @@ def export(
         class_names: K names in the order of the logits.
         image_size: (H, W), for a model that takes any; default the size of ``preprocess``, else 224x224.
         logits: the class output, where the model has several outputs.
+        emit: "map" makes the graph compute the RefineCAM saliency map of its target layers too, see
+            camrt.exporter.map_graph; "gradients" leaves that to the kernels.
+        base_method: of that map, default gradcam++.
+        fusion: of that map, default product.
+        order: of that map, default normalize_twice.
+        lowering: False writes gradients in their plain form, and not in the one that is fast in ONNX Runtime.
+        second_order: adds Hessian-vector products, which shapleycam needs, see camrt.exporter.second_order.
+        precision: "fp16" (casts in the graph) or "int8" (Q/DQ pairs, gradients in float32), see
+            camrt.exporter.rounding.
+        calibration: a folder of pictures, or inputs (N, C, H, W), that precision measures ranges with; int8 needs it.
 
     Returns:
         The bundle.
@@ -68,21 +93,48 @@ def export(
         LayerNotFoundError: a target layer does not exist.
         InvalidInputError: arguments that contradict each other or the model.
     """
-    source, destination = Path(model_path), Path(bundle_path)
-    with _inconsistent_graphs_refused(source):
-        prepared = _prepare(source, _nominal_size(preprocess, image_size), logits)
-        input_shape = _three(nominal_shape(prepared.image)[1:])
-        preprocessing = _preprocessing(preprocess, input_shape)
-        _check_class_names(class_names, prepared.head.num_classes)
+    destination, size = Path(bundle_path), nominal_size(preprocess, image_size)
+    saliency = checked_emit(emit, base_method, fusion, order)
+    if precision != "fp32":
+
+        def exported(source: Path, destination: Path, layers: str | Sequence[str] = target_layers) -> Bundle:
+            return export(
+                source,
+                destination,
+                layers,
+                preprocess=preprocess,
+                class_names=class_names,
+                image_size=image_size,
+                logits=logits,
+                emit=emit,
+                base_method=base_method,
+                fusion=fusion,
+                order=order,
+                lowering=lowering,
+                second_order=second_order,
+            )
+
+        from camrt.exporter.rounding import export_rounded  # imports the engine
+
+        with source_file(model, size) as source:
+            return export_rounded(exported, source, destination, precision, calibration)
+    with source_file(model, size) as source, _inconsistent_graphs_refused(source):
+        prepared = _prepare(source, size, logits)
+        digest = file_sha256(source)
+        input_layout = image_layout(prepared.image)
+        input_shape = _upright_shape(prepared.image, input_layout)
+        preprocessing = checked_preprocessing(preprocess, input_shape)
+        check_class_names(class_names, prepared.head.num_classes)
         layers = prepared.finder.select(target_layers)
         outputs = tuple(value.name or "" for value in prepared.model.graph.outputs)
-        logits_name, described = _append_outputs(prepared, layers)
+        logits_name, described = _append_outputs(prepared, layers, input_shape[1:], saliency, lowering, second_order)
     manifest = Manifest(
         camrt_version=version("camrt"),
         source_name=source.name,
-        source_sha256=file_sha256(source),
+        source_sha256=digest,
         input_name=prepared.image.name or "",
         input_shape=input_shape,
+        input_layout=input_layout,
         logits=logits_name,
         head=prepared.head.kind,
         probabilities=None if prepared.head.kind == "logits" else prepared.head.output.name,
@@ -93,19 +145,31 @@ def export(
         target_layers=described,
         class_names=None if class_names is None else tuple(class_names),
         preprocessing=None if preprocessing is None else preprocessing.to_dict(),
+        precision=source_precision(prepared.model.graph),
+        saliency=saliency,
     )
     prepared.model.metadata_props[MANIFEST_KEY] = manifest.to_json()
-    _write(prepared.model, destination)
+    write_model(prepared.model, destination)
     return Bundle(destination, manifest)
 
 
 def list_layers(
-    model_path: str | os.PathLike[str], image_size: tuple[int, int] | None = None, logits: str | None = None
+    model: str | os.PathLike[str] | TorchModule,
+    image_size: tuple[int, int] | None = None,
+    logits: str | None = None,
+    *,
+    inside_blocks: bool = False,
 ) -> list[LayerCandidate]:
-    """Every layer that can be explained, in the order of the network, with what ``auto`` picks and why."""
-    source = Path(model_path)
-    with _inconsistent_graphs_refused(source):
-        return _prepare(source, image_size, logits).finder.candidates()
+    """Every layer that ``auto`` considers, in the order of the network, with what it picks and why.
+
+    Args:
+        model: as in ``export``.
+        image_size: as in ``export``.
+        logits: as in ``export``.
+        inside_blocks: adds every other value that can be named as a target layer.
+    """
+    with source_file(model, image_size) as source, _inconsistent_graphs_refused(source):
+        return _prepare(source, image_size, logits).finder.candidates(inside_blocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,27 +213,43 @@ def _inconsistent_graphs_refused(source: Path) -> Iterator[None]:
         ) from error
 
 
-def _append_outputs(prepared: _Prepared, layers: Mapping[str, ir.Value]) -> tuple[str, tuple[TargetLayer, ...]]:
+def _append_outputs(
+    prepared: _Prepared,
+    layers: Mapping[str, ir.Value],
+    size: tuple[int, int],
+    saliency: SaliencyOutput | None,
+    lowering: bool,
+    second_order: bool,
+) -> tuple[str, tuple[TargetLayer, ...]]:
     """Appends class selection, backward part and the new graph outputs; the name of the logits, and the layers."""
     graph, head, dtype = prepared.model.graph, prepared.head, prepared.head.logits.dtype
     assert dtype is not None
-    op = OpBuilder(graph, dtype)
+    op = OpBuilder(graph, dtype, lowering=lowering)
     logits = flat_logits(op, head)
     _, class_index_out, cotangent = append_class_selection(op, logits)
-    gradients = append_backward(op, logits, cotangent, layers)
+    heads, gradients = linear_head_inputs(logits), append_backward(op, logits, cotangent, layers)
+    second = append_second_order(prepared.model, op, logits, cotangent, head.kind, layers) if second_order else {}
     if logits not in graph.outputs:
         graph.outputs.append(logits)
     graph.outputs.append(class_index_out)
-    described = []
+    described, map_layers = [], []
     source_names = {name: value.name or "" for name, value in layers.items()}
     for name, value in layers.items():
-        layout = prepared.finder.layout(value)
-        pair = []
-        for kind, item, batch in (("activations", value, "N"), ("gradients", gradients[name], "M")):
-            upright = item if layout == "NCHW" else op("Transpose", item, perm=_TO_NCHW)
+        place = prepared.finder.placement(value)
+        pair, values = [], []
+        kinds = [("activations", value, "N"), ("gradients", gradients[name], "M"), *second.get(name, ())]
+        for kind, item, batch in kinds:
+            upright = place.upright(op, item)
             upright.type = value.type
-            pair.append(_named_output(op, upright, f"{kind}/{name}", batch, _upright_shape(value, layout)))
-        described.append(TargetLayer(name, source_names[name], _upright_shape(value, layout), layout, *pair))
+            values.append(upright)
+            pair.append(_named_output(op, upright, f"{kind}/{name}", batch, place.shape))
+        shape, source, prefix = place.shape, source_names[name], place.prefix or None
+        described.append(
+            TargetLayer(name, source, shape, place.layout, pair[0], pair[1], prefix, value in heads, *pair[2:])
+        )
+        map_layers.append(MapLayer(values[0], values[1], shape))
+    if saliency is not None:
+        append_saliency_map(op, map_layers, size, saliency)
     RemoveUnusedNodesPass()(prepared.model)
     return logits.name or "", tuple(described)
 
@@ -189,65 +269,3 @@ def _upright_shape(value: ir.Value, layout: str) -> tuple[int, int, int]:
     """(C, h, w)."""
     shape = nominal_shape(value)
     return (shape[1], shape[2], shape[3]) if layout == "NCHW" else (shape[3], shape[1], shape[2])
-
-
-def _three(numbers: Sequence[int]) -> tuple[int, int, int]:
-    return numbers[0], numbers[1], numbers[2]
-
-
-def _nominal_size(
-    preprocess: str | Preprocessing | Mapping[str, Any] | None, image_size: tuple[int, int] | None
-) -> tuple[int, int] | None:
-    """The (H, W) that the caller asks for; a preset's name asks for none."""
-    if image_size is not None and not all(isinstance(side, int) and side > 0 for side in image_size):
-        raise InvalidInputError(f"image_size is {image_size}.", "Give (H, W), two positive integers.")
-    if preprocess is None or isinstance(preprocess, str):
-        return image_size
-    size = (preprocess if isinstance(preprocess, Preprocessing) else Preprocessing.from_dict(preprocess)).size
-    if image_size not in (None, size):
-        raise InvalidInputError(
-            f"image_size is {image_size}, but the preprocessing makes images of {size}.", "Leave image_size out."
-        )
-    return size
-
-
-def _preprocessing(
-    given: str | Preprocessing | Mapping[str, Any] | None, input_shape: tuple[int, int, int]
-) -> Preprocessing | None:
-    """The Preprocessing that was asked for in one of its three forms."""
-    if given is None:
-        return None
-    if input_shape[0] != 3:
-        raise InvalidInputError(
-            f"The model takes images of {input_shape[0]} channels; preprocessing makes three.",
-            "Leave preprocess out, and explain tensors.",
-        )
-    if isinstance(given, str):
-        return Preprocessing.preset(given, input_shape[1:])
-    return given if isinstance(given, Preprocessing) else Preprocessing.from_dict(given)
-
-
-def _check_class_names(names: Sequence[str] | None, num_classes: int) -> None:
-    if names is not None and len(names) != num_classes:
-        raise InvalidInputError(
-            f"{len(names)} class names for a model of {num_classes} classes.",
-            "Give one name a class, in the order of the logits.",
-        )
-
-
-def _write(model: ir.Model, destination: Path) -> None:
-    """Writes to a file beside ``destination`` and renames it: an interrupted export leaves no half bundle."""
-    temporary = None
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=destination.parent, prefix=destination.name, suffix=".part")
-        os.close(handle)
-        temporary = Path(name)
-        ir.save(model, temporary)
-        temporary.chmod(0o644)
-        temporary.replace(destination)
-    except OSError as error:
-        raise InvalidInputError(f"Cannot write {destination}: {error.strerror or error}.", "Check the path.") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)

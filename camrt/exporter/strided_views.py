@@ -18,7 +18,7 @@ class RemoveStridedViewPass(InPlacePass):
     """Removes a Gather that takes every element of a tensor in its order.
 
     1. ``y = Gather(Reshape(x, [-1]), index)``, where y has the shape of x, and index, computed from shapes alone,
-       counts 0, 1, 2, ... for two batch sizes: uses of y become uses of x.
+       counts 0, 1, 2, ... for two batch sizes, or for the one that the file fixes: uses of y become uses of x.
     2. Any other Gather stays.
     """
 
@@ -40,9 +40,9 @@ def _replace_if_identity(gather: ir.Node) -> bool:
     if source is None or not is_known(source) or not is_known(result) or flat is None or flat.shape is None:
         return False
     shape = nominal_shape(source)
-    if len(flat.shape) != 1 or shape != nominal_shape(result) or shape[0] != BATCH:
+    if len(flat.shape) != 1 or shape != nominal_shape(result) or BATCH in shape[1:]:
         return False
-    for batch in _PROBE_BATCHES:
+    for batch in _PROBE_BATCHES if shape[0] == BATCH else shape[:1]:
         full = (batch, *shape[1:])
         indices = _evaluate(index, batch)
         if indices is None or not np.array_equal(indices, np.arange(np.prod(full)).reshape(full)):

@@ -5,10 +5,13 @@ A backend has every kernel or it is none. ``reference`` is the specification: th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
 
 from camrt.errors import BackendUnavailableError
 from camrt.kernels.perturbation import PerturbationKernels
@@ -136,7 +139,34 @@ def _native(threads: int) -> KernelBackend:
     return NativeBackend(threads)
 
 
-KERNEL_BACKENDS: dict[str, Callable[[int], KernelBackend]] = {"reference": _reference, "native": _native}
+def _cuda(threads: int) -> KernelBackend:
+    from camrt.kernels.cuda.backend import CudaBackend
+
+    return CudaBackend(threads)
+
+
+KERNEL_BACKENDS: dict[str, Callable[[int], KernelBackend]] = {
+    "reference": _reference,
+    "native": _native,
+    "cuda": _cuda,
+}
+AUTO = "auto"
+_FASTEST_FIRST = ("cuda", "native", "reference")
+_logger = logging.getLogger(__name__)
+
+
+def _auto(threads: int) -> KernelBackend:
+    """The fastest backend that works here; which one it is and why the others do not work is logged."""
+    reasons = []
+    for name in _FASTEST_FIRST:
+        try:
+            backend = get_backend(name, threads)
+        except BackendUnavailableError as error:
+            reasons.append(f"{name}: {error}")
+            continue
+        _logger.info("Kernel backend %s, chosen automatically. %s", backend.name, " ".join(reasons))
+        return backend
+    raise BackendUnavailableError("No kernel backend works here.", " ".join(reasons))
 
 
 @cache
@@ -144,16 +174,24 @@ def get_backend(name: str = "native", threads: int = 0) -> KernelBackend:
     """The kernel backend called ``name``.
 
     Args:
-        name: a key of KERNEL_BACKENDS.
+        name: a key of KERNEL_BACKENDS; or "auto", the first of cuda, native and reference that works here, which is
+            logged once.
         threads: worker threads of the backend; 0 = one a core.
 
     Raises:
         BackendUnavailableError: unknown name, or the backend cannot be loaded here.
     """
+    if name == AUTO:
+        return _auto(threads)
     if name not in KERNEL_BACKENDS:
-        names = ", ".join(KERNEL_BACKENDS)
+        names = ", ".join([*KERNEL_BACKENDS, AUTO])
         raise BackendUnavailableError(f"Unknown kernel backend {name!r}.", f"Choose one of {names}.")
     return KERNEL_BACKENDS[name](threads)
+
+
+def as_numpy(array: Any) -> Any:
+    """What a kernel returned, on the host: a NumPy array as it is, an array on a GPU as a copy, which waits for it."""
+    return array if isinstance(array, np.ndarray) else array.get()
 
 
 def available_backends() -> tuple[BackendStatus, ...]:

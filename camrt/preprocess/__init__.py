@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 from camrt.preprocess.decoding import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, ImageLike, load_image
+from camrt.preprocess.measuring_inputs import folder_inputs, random_inputs
 from camrt.preprocess.preprocessing import PRESETS, Preprocessing
 
-__all__ = ["DEFAULT_MAX_PIXELS", "IMAGE_SUFFIXES", "PRESETS", "ImageLike", "Preprocessing", "load_image"]
+__all__ = [
+    "DEFAULT_MAX_PIXELS",
+    "IMAGE_SUFFIXES",
+    "PRESETS",
+    "ImageLike",
+    "Preprocessing",
+    "folder_inputs",
+    "load_image",
+    "random_inputs",
+]

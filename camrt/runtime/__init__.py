@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from camrt.runtime.providers import ProviderStatus, available_providers
 from camrt.runtime.session import PlainModel, Session
+from camrt.runtime.tensorrt import TENSORRT_PROVIDERS
 
 __all__ = [
     "PlainModel",
@@ -18,19 +19,32 @@ __all__ = [
     "open_session",
 ]
 
+GPU_PROVIDERS = ("cuda", *TENSORRT_PROVIDERS)
+
 
 def open_session(path: str | os.PathLike[str], provider: str = "cpu", threads: int = 0) -> Session:
     """Opens a bundle.
 
     Args:
         path: the bundle.
-        provider: "cpu", or "cuda" where available_providers() says so.
+        provider: one that available_providers() calls available: "cpu", "cuda", "tensorrt", "tensorrt-ort",
+            "openvino", or "openvino-bf16" (the backward part in bfloat16). What runs on a GPU is compared with "cpu"
+            first, see camrt.runtime.parity, and takes its options from the environment, see
+            camrt.runtime.engine_options.
         threads: threads inside an operator; 0 = one a core.
 
     Raises:
         InvalidModelError, BundleError: the file cannot be used.
-        BackendUnavailableError: the provider cannot be used here.
+        BackendUnavailableError: the provider cannot be used here, or computes something else than the CPU does.
     """
+    from camrt.runtime.openvino import OPENVINO_PROVIDERS, OpenVinoSession
+
+    if provider in OPENVINO_PROVIDERS:
+        return OpenVinoSession(path, provider, threads)
+    if provider in GPU_PROVIDERS:
+        from camrt.runtime.gpu import open_gpu_session
+
+        return open_gpu_session(path, provider, threads)
     from camrt.runtime.onnxruntime import OnnxRuntimeSession
 
     return OnnxRuntimeSession(path, provider, threads)
@@ -43,8 +57,8 @@ def open_model(path: str | os.PathLike[str], threads: int = 0) -> PlainModel:
     return OnnxRuntimeModel(path, threads)
 
 
-def multiply_adds(path: str | os.PathLike[str], layers: Sequence[str]) -> int:
+def multiply_adds(path: str | os.PathLike[str], layers: Sequence[str], derivatives: int = 1) -> int:
     """Multiply-adds of one image through a bundle, see camrt.runtime.arithmetic."""
     from camrt.runtime.arithmetic import multiply_adds as count
 
-    return count(path, layers)
+    return count(path, layers, derivatives)

@@ -15,20 +15,22 @@ from camrt.runtime.pruning import PrunableModel
 _BATCH = 1
 
 
-def multiply_adds(path: str | os.PathLike[str], layers: Sequence[str]) -> int:
+def multiply_adds(path: str | os.PathLike[str], layers: Sequence[str], derivatives: int = 1) -> int:
     """Multiply-adds of one image in convolutions and matrix products; every other operator counts as none.
 
     Args:
         path: a bundle.
         layers: target layers whose gradients are computed too; none for a plain prediction.
+        derivatives: 0, 1 or 2, as in Session.run.
 
     Raises:
         InvalidModelError, BundleError: the file cannot be used, or its shapes cannot be inferred.
         LayerNotFoundError: a name that the bundle does not have.
+        MethodUnavailableError: second derivatives that the bundle does not have.
     """
     manifest = Bundle.open(path).manifest
     targets = [manifest.layer(name) for name in layers]
-    outputs = [manifest.logits, *(name for target in targets for name in (target.activations, target.gradients))]
+    outputs = [manifest.logits, *(name for target in targets for name in target.arrays(derivatives))]
     proto = onnx.load_from_string(PrunableModel(path).pruned(list(dict.fromkeys(outputs)))[0])
     for value in proto.graph.input:
         value.type.tensor_type.shape.dim[0].dim_value = _BATCH

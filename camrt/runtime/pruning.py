@@ -17,6 +17,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
+from camrt.bundle import HALF_OUTPUT_SUFFIX
 from camrt.errors import InvalidModelError, UnsupportedModelError
 from camrt.types import AnyArray
 
@@ -86,9 +87,7 @@ class PrunableModel:
         nodes, leaves = self._needed(outputs, cut_at)
         inputs = [self._inputs[name] for name in self._inputs if name in leaves]
         if cut_at is not None:
-            source = self._copied_value(cut_at)
-            if source is not None:
-                nodes.insert(0, onnx.NodeProto(op_type="Identity", input=[cut_at], output=[source]))
+            nodes[:0] = [self._copy(cut_at, source) for source in self._copied_values(cut_at)]
             if inputs:
                 raise UnsupportedModelError(
                     f"The logits need {inputs[0].name!r} beside {cut_at!r}: a path goes around the layer.",
@@ -109,11 +108,28 @@ class PrunableModel:
         model = onnx.ModelProto(ir_version=self._model.ir_version, opset_import=self._model.opset_import, graph=graph)
         return model.SerializeToString(), weights
 
+    def inputs(self, outputs: Sequence[str], cut_at: str | None = None) -> tuple[str, ...]:
+        """Names of the inputs of the graph of ``pruned``."""
+        if cut_at is not None:
+            return (cut_at,)
+        _, leaves = self._needed(outputs, None)
+        return tuple(name for name in self._inputs if name in leaves)
+
+    def complete(self, outputs: Sequence[str], cut_at: str | None = None) -> bytes:
+        """The serialised graph of ``pruned`` with its weights inside, for engines that cannot take them beside it."""
+        graph, names = self.pruned(outputs, cut_at)
+        model = onnx.load_model_from_string(graph)
+        inline = [tensor for tensor in model.graph.initializer if tensor.name not in set(names)]
+        del model.graph.initializer[:]
+        model.graph.initializer.extend(inline)
+        model.graph.initializer.extend(numpy_helper.from_array(self.weights[name], name) for name in names)
+        return model.SerializeToString()
+
     def _needed(self, outputs: Iterable[str], cut_at: str | None) -> tuple[list[onnx.NodeProto], set[str]]:
         """The nodes behind ``outputs`` in their order, and the names that no node produces."""
         found: dict[int, onnx.NodeProto] = {}
         leaves: set[str] = set()
-        cuts = set() if cut_at is None else {cut_at, self._copied_value(cut_at)}
+        cuts = set() if cut_at is None else {cut_at, *self._copied_values(cut_at)}
         stack = list(outputs)
         seen = set(stack)
         while stack:
@@ -128,10 +144,28 @@ class PrunableModel:
             stack.extend(fresh)
         return [found[index] for index in sorted(found)], leaves
 
-    def _copied_value(self, name: str) -> str | None:
-        """The value that ``name`` is a second name of, if it is one."""
+    def _copied_values(self, name: str) -> list[str]:
+        """The values that the output ``name`` holds too: by Identity, transposed, or as a half bundle's float32."""
+        values: list[str] = []
         node = self._producers.get(name)
-        return node.input[0] if node is not None and node.op_type == "Identity" else None
+        if node is not None and node.op_type == "Transpose":
+            return [node.input[0]]
+        while node is not None and (node.op_type == "Identity" or node.name == f"{name}{HALF_OUTPUT_SUFFIX}"):
+            values.append(node.input[0])
+            node = self._producers.get(node.input[0])
+        return values
+
+    def _copy(self, name: str, source: str) -> onnx.NodeProto:
+        """The node that makes ``source`` of the output that copies it, ``name``, in the element type of ``source``."""
+        node = self._producers[name]
+        if node.op_type == "Identity":
+            return onnx.NodeProto(op_type="Identity", input=[name], output=[source])
+        if node.op_type == "Transpose":
+            (perm,) = (list(attribute.ints) for attribute in node.attribute if attribute.name == "perm")
+            back = [perm.index(axis) for axis in range(len(perm))]
+            return onnx.helper.make_node("Transpose", [name], [source], perm=back)
+        to = onnx.AttributeProto(name="to", type=onnx.AttributeProto.INT, i=onnx.TensorProto.FLOAT16)
+        return onnx.NodeProto(op_type="Cast", input=[name], output=[source], attribute=[to])
 
     def _keep(self, tensor: onnx.TensorProto) -> None:
         """Files one initialiser: inline, or as a shared array with a reference to it."""

@@ -18,22 +18,27 @@ class Session(Protocol):
         """Logits (N, K) of images (N, 3, H, W), at the price of the source model."""
         ...
 
-    def prepare(self, layers: Sequence[str]) -> None:
+    def prepare(self, layers: Sequence[str], derivatives: int = 1) -> None:
         """Opens what ``run`` needs for these layers, if it is not open yet, so that the first run is as fast as any."""
         ...
 
-    def run(self, inputs: FloatArray, class_indices: IntArray, layers: Sequence[str]) -> SessionOutputs:
+    def run(
+        self, inputs: FloatArray, class_indices: IntArray, layers: Sequence[str], derivatives: int = 1
+    ) -> SessionOutputs:
         """Logits, and for each layer its activations and the gradient of the explained logits.
 
         Args:
             inputs: (N, 3, H, W).
             class_indices: (M,) int64, M = N, or any M with N = 1; -r is the class with the r-th highest logit.
             layers: names of target layers; only their part of the backward is computed.
+            derivatives: 0 for activations alone, at the price of a prediction; 1 for gradients; 2 for Hessian-vector
+                products and the gradients of the target value that they belong to, see camrt.exporter.second_order.
 
         Raises:
             LayerNotFoundError: a name that the bundle does not have.
             ClassIndexError: an index out of range, or a number of them that does not fit N.
             InvalidInputError: inputs of a wrong shape or dtype.
+            MethodUnavailableError: second derivatives that the bundle does not have.
         """
         ...
 

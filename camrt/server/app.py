@@ -11,7 +11,9 @@ import grpc
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server as add_health
 
 import camrt
+from camrt.server import exits
 from camrt.server.calls import CallInterceptor
+from camrt.server.collector import settle
 from camrt.server.engine import Engine
 from camrt.server.errors import SettingsError
 from camrt.server.health import SERVICE_NAME as HEALTH
@@ -20,11 +22,13 @@ from camrt.server.models import ModelRepository
 from camrt.server.open_inference import SERVICE_NAME as OPEN_INFERENCE
 from camrt.server.open_inference import OpenInferenceServicer
 from camrt.server.open_inference import add_to_server as add_open_inference
+from camrt.server.polling import Poller
 from camrt.server.reflection import add_reflection
 from camrt.server.security import Access, Certificates
 from camrt.server.servicer import ExplainerServicer
 from camrt.server.settings import ServerSettings
 from camrt.server.telemetry import Telemetry
+from camrt.server.tracing import start_tracing
 from camrt.v1.explainer_pb2_grpc import add_ExplainerServiceServicer_to_server as add_explainer
 
 EXPLAINER = "camrt.v1.ExplainerService"
@@ -42,49 +46,64 @@ class Server:
     """A server on one port. Made and used on one event loop.
 
     Args:
-        settings: everything about it.
+        settings: everything about it. Of several workers this is one: it shares the port.
+        telemetry: where it counts; default in a registry of its own.
 
     Attributes:
         port: where it listens, once it has started.
-        metrics_port: where its metrics are, or None.
+        metrics_port: where its metrics are, or None. One of several processes has none of its own.
         repository, engine, health, telemetry: its parts.
 
     Raises:
         SettingsError: files that the settings name cannot be used.
     """
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, telemetry: Telemetry | None = None) -> None:
         self.settings = settings
         self.port = settings.port
         self.metrics_port: int | None = None
-        self.telemetry = Telemetry()
+        self.telemetry = telemetry or Telemetry()
         self.health = Health((EXPLAINER, OPEN_INFERENCE))
         self.repository = ModelRepository(settings, self._models_changed)
         self.engine = Engine(settings, self.telemetry)
-        self._calls = CallInterceptor(Access(settings), self.telemetry, settings.log_requests)
+        self._tracing = start_tracing(settings.otlp_endpoint)
+        self._calls = CallInterceptor(
+            Access(settings), self.telemetry, settings.log_requests, self._tracing, self.engine.check_room
+        )
         self._certificates = Certificates(settings) if settings.uses_tls else None
         self._server = grpc.aio.server(interceptors=(self._calls,), options=_options(settings), compression=None)
         self._stop_metrics: Callable[[], None] = lambda: None
+        self._polling: asyncio.Task[None] | None = None
         self._add_services()
         self.telemetry.watch_models(self.repository.statuses)
 
     async def start(self) -> None:
         """Listens, loads the models, and says that it serves.
 
-        Health answers from the first moment, NOT_SERVING until every model is warm.
+        Health answers from the first moment, NOT_SERVING until every model is warm. One of several workers loads
+        before it listens, since the others can answer meanwhile.
 
         Raises:
             SettingsError: the address cannot be listened on.
             ModelError, BundleError: see ModelRepository.start.
         """
-        self.port = self._listen()
-        self._listen_for_metrics()
-        await self._server.start()
-        await self.repository.start()
+        settings = self.settings
+        if settings.workers > 1:
+            await self._load()
+            self.port = self._listen()
+            await self._server.start()
+        else:
+            self.port = self._listen()
+            if settings.metrics_port is not None:
+                self.metrics_port, self._stop_metrics = self.telemetry.listen(
+                    settings.metrics_host, settings.metrics_port
+                )
+            await self._server.start()
+            await self._load()
         self.health.started()
         logger.info("serving", extra={"host": self.settings.host, "port": self.port, "metrics": self.metrics_port})
 
-    async def stop(self, grace: float | None = None) -> None:
+    async def stop(self, grace: float | None = None) -> int:
         """Drains and stops.
 
         Health says NOT_SERVING; requests are taken for drain_delay more; then no more are, and those that were taken
@@ -92,16 +111,33 @@ class Server:
 
         Args:
             grace: default drain_timeout. 0 ends everything at once.
+
+        Returns:
+            Accepted requests that were cut off. Each is logged as a call with code CANCELLED.
         """
+        if self._polling is not None:
+            self._polling.cancel()
         self.health.drain()
         if grace is None or grace > 0:
             await asyncio.sleep(self.settings.drain_delay)
-        await self._drain(self.settings.drain_timeout if grace is None else grace)
+        cut_off = await self._drain(self.settings.drain_timeout if grace is None else grace)
         self.engine.close()
         await asyncio.to_thread(self._stop_metrics)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         logger.info("stopped")
+        return cut_off
 
-    async def _drain(self, grace: float) -> None:
+    async def _load(self) -> None:
+        seconds = self.settings.poll_seconds
+        poller = Poller(self.repository, seconds)
+        if seconds > 0:
+            await poller.begin()
+        await self.repository.start()
+        if seconds > 0:
+            self._polling = asyncio.create_task(poller.run())
+
+    async def _drain(self, grace: float) -> int:
         """Refuses what is new with UNAVAILABLE, waits for what was taken, and only then closes the port.
 
         gRPC cancels calls that have arrived and were not handed over when it stops, so it is stopped when none has come
@@ -114,9 +150,13 @@ class Server:
             await asyncio.sleep(_POLL_SECONDS)
             quiet = 0 if self._calls.in_flight else quiet + 1
             idle = 0 if self.engine.in_flight else idle + 1
-        if self.engine.in_flight:
-            logger.warning("%d accepted requests were cut off", self.engine.in_flight)
+        cut_off = self.engine.in_flight
+        if cut_off:
+            logger.error(
+                "%d accepted requests were cut off after %g seconds", cut_off, grace, extra={"cut_off": cut_off}
+            )
         await self._server.stop(None)
+        return cut_off
 
     def _listen(self) -> int:
         address = f"{_bracketed(self.settings.host)}:{self.settings.port}"
@@ -126,18 +166,6 @@ class Server:
             return self._server.add_insecure_port(address)
         except RuntimeError as error:
             raise SettingsError(f"Cannot listen on {address}.", "Is the port in use? Choose another --port.") from error
-
-    def _listen_for_metrics(self) -> None:
-        settings = self.settings
-        if settings.metrics_port is None:
-            return
-        try:
-            self.metrics_port, self._stop_metrics = self.telemetry.listen(settings.metrics_host, settings.metrics_port)
-        except OSError as error:
-            address = f"{settings.metrics_host}:{settings.metrics_port}"
-            raise SettingsError(
-                f"Cannot serve metrics on {address}: {error.strerror}.", "Choose another --metrics-port."
-            ) from error
 
     def _add_services(self) -> None:
         register: Callable[..., None] = add_explainer  # generated code has no types
@@ -152,7 +180,9 @@ class Server:
         self.health.models_changed(self.repository.statuses())
 
 
-async def serve(settings: ServerSettings, started: Callable[[Server], None] = lambda _: None) -> int:
+async def serve(
+    settings: ServerSettings, started: Callable[[Server], None] = lambda _: None, telemetry: Telemetry | None = None
+) -> int:
     """Runs a server until SIGTERM or SIGINT, drains it, and returns the exit code.
 
     SIGHUP loads the models of the repository again. A second SIGTERM or SIGINT stops at once.
@@ -160,14 +190,15 @@ async def serve(settings: ServerSettings, started: Callable[[Server], None] = la
     Args:
         settings: everything about it.
         started: called when it serves.
+        telemetry: as of Server.
 
     Returns:
-        0, or 1 where a second signal cut accepted requests off.
+        0; 1 where a second signal stopped it at once; 3 where accepted requests took longer than drain_timeout.
 
     Raises:
         CamrtError: as Server.start.
     """
-    server = Server(settings)
+    server = Server(settings, telemetry)
     signals: asyncio.Queue[int] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -183,6 +214,7 @@ async def serve(settings: ServerSettings, started: Callable[[Server], None] = la
         await server.stop(0)
         starting.result()
     else:
+        settle()
         started(server)
     await stopped
     logger.info("draining")
@@ -191,12 +223,11 @@ async def serve(settings: ServerSettings, started: Callable[[Server], None] = la
     await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
     if draining.done():
         again.cancel()
-        draining.result()
-        return 0
+        return exits.CUT_OFF if draining.result() else exits.DRAINED
     draining.cancel()
     await asyncio.gather(draining, return_exceptions=True)
     await server.stop(0)
-    return 1
+    return exits.STOPPED_AT_ONCE
 
 
 async def _stop_signal(signals: asyncio.Queue[int], server: Server) -> None:
@@ -209,9 +240,9 @@ async def _stop_signal(signals: asyncio.Queue[int], server: Server) -> None:
 
 
 def _options(settings: ServerSettings) -> Sequence[tuple[str, int]]:
-    """Channel arguments. A second server on the port is an error, not a silent share of its requests."""
+    """Channel arguments. Of one process a second server on the port is an error, not a silent share of its requests."""
     return (
-        ("grpc.so_reuseport", 0),
+        ("grpc.so_reuseport", int(settings.workers > 1)),
         ("grpc.max_receive_message_length", settings.message_bytes),
         ("grpc.max_send_message_length", settings.message_bytes),
         ("grpc.max_concurrent_streams", settings.concurrent_streams),

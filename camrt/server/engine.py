@@ -13,52 +13,41 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
-import numpy as np
-
-from camrt.bundle import MAX_RANK
 from camrt.cam import Plan
-from camrt.errors import CamrtError, ClassIndexError, InvalidInputError
+from camrt.errors import CamrtError
+from camrt.server import tracing
 from camrt.server.admission import Admission
 from camrt.server.batcher import Batcher, Item
 from camrt.server.errors import DeadlineError, OverloadedError
 from camrt.server.heavy import Cancelled, HeavyLane, Pace
 from camrt.server.models import LoadedModel
-from camrt.server.runs import ExplainResult, ExplainWork, PredictWork, Result, Work, run_batch
+from camrt.server.runs import (
+    ExplainResult,
+    ExplainWork,
+    PredictResult,
+    PredictWork,
+    Result,
+    Work,
+    check_classes,
+    check_tensor,
+    run_batch,
+    run_expensive,
+    trace_run,
+)
 from camrt.server.settings import ServerSettings
+from camrt.server.statistics import Statistics
 from camrt.server.telemetry import Telemetry
 from camrt.types import FloatArray
 
-__all__ = ["Cancelled", "Engine", "ExplainResult", "ExplainWork", "ModelStatistics"]
+__all__ = ["Cancelled", "Engine", "ExplainResult", "ExplainWork"]
 
 T = TypeVar("T")
 
 _SMOOTHING = 0.2
-
-
-@dataclass(slots=True)
-class ModelStatistics:
-    """What the cheap lane did for one version of a model. Seconds are sums over requests; of runs, over batches.
-
-    Attributes:
-        requests: answered.
-        failures: requests that ended in an error after they were queued.
-        executions: batches that ran.
-        queue_seconds, inference_seconds, kernels_seconds: see ExplainResult.
-        last_inference: time.time() of the last batch, 0 before the first.
-    """
-
-    requests: int = 0
-    failures: int = 0
-    executions: int = 0
-    queue_seconds: float = 0.0
-    inference_seconds: float = 0.0
-    kernels_seconds: float = 0.0
-    last_inference: float = 0.0
 
 
 class Engine:
@@ -69,7 +58,7 @@ class Engine:
         telemetry: where it counts; None counts nowhere that can be seen.
 
     Attributes:
-        statistics: by (name, version) of a model.
+        statistics: of every version of a model.
         heavy_batch: images that a chunk of heavy work should hold; pass it as ``batch_size`` to Explainer.evaluate.
     """
 
@@ -77,9 +66,9 @@ class Engine:
         self._telemetry = telemetry or Telemetry()
         self._loop = asyncio.get_running_loop()
         self._batcher: Batcher[Work] = Batcher(settings.max_batch, settings.max_delay_ms / 1000)
-        self._workers = ThreadPoolExecutor(settings.workers, "camrt-worker")
+        self._workers = ThreadPoolExecutor(settings.concurrent_batches, "camrt-worker")
         self._pool = ThreadPoolExecutor(settings.decoding_threads, "camrt-io")
-        self._number_of_workers = self._idle = settings.workers
+        self._number_of_workers = self._idle = settings.concurrent_batches
         self._pace = Pace(settings.heavy_share)
         self._heavy = HeavyLane(settings.heavy_items, settings.queue_bytes, self._pace)
         self._seconds_an_item = 0.0
@@ -93,33 +82,39 @@ class Engine:
             self._dispatch,
             self._telemetry.rejected,
         )
-        self.statistics: dict[tuple[str, str], ModelStatistics] = {}
+        self.statistics = Statistics()
         self.heavy_batch = settings.heavy_batch
         self._publish()
 
     async def explain(self, work: ExplainWork) -> ExplainResult:
         """Explains one image in a batch with others of the same model and plan, each for its own class.
 
-        Several classes of one image run by themselves: one forward pass, a backward pass a class.
+        Several classes of one image run by themselves: one forward pass, a backward pass a class. Methods that run the
+        model once a channel have their place in the heavy lane.
 
         Raises:
             DeadlineError: the deadline passed.
+            OverloadedError: too much heavy work.
             InvalidInputError, ClassIndexError: the tensor or a class does not fit the model.
             CamrtError: what the explainer raises.
         """
-        _check_tensor(work.model, work.tensor)
-        _check_classes(work)
+        check_tensor(work.model, work.tensor)
+        check_classes(work)
         self._check_deadline(work.deadline)
         await self._prepare(work.model, work.plan)
+        if work.plan.base.expensive:
+            return await self._explain_alone(work)
         result = await self._queue(work)
         assert isinstance(result, ExplainResult)
         return result
 
-    async def predict(self, model: LoadedModel, tensor: FloatArray, deadline: float | None) -> FloatArray:
-        """Logits (K,) of one image (C, H, W), in a batch with other predictions of the model. Raises as explain."""
-        _check_tensor(model, tensor)
+    async def predict(self, model: LoadedModel, tensor: FloatArray, deadline: float | None) -> PredictResult:
+        """Predicts one image (C, H, W), in a batch with other predictions of the model. Raises as explain."""
+        check_tensor(model, tensor)
         self._check_deadline(deadline)
-        return (await self._queue(PredictWork(model, tensor, deadline))).logits
+        result = await self._queue(PredictWork(model, tensor, deadline))
+        assert isinstance(result, PredictResult)
+        return result
 
     async def run_heavy(self, nbytes: int, deadline: float | None, call: Callable[[Cancelled], T]) -> T:
         """Runs ``call`` in the heavy lane, one at a time.
@@ -135,16 +130,14 @@ class Engine:
             DeadlineError: the deadline passed.
         """
         self._check_deadline(deadline)
-        self._admission.arrived(nbytes)
-        self._dispatch()
         started = time.monotonic()
         try:
-            outcome = await self._in_time(self._heavy.run(nbytes, deadline, call), deadline)
+            return await self._in_time(self._heavy.run(nbytes, deadline, call), deadline)
         except OverloadedError:
             self._telemetry.rejected("heavy")
             raise
-        self._telemetry.stage("heavy", time.monotonic() - started)
-        return outcome
+        finally:
+            self._stage("heavy", started)
 
     async def offload(self, call: Callable[[], T], stage: str = "") -> T:
         """Runs ``call`` in the pool for decoding, preprocessing and encoding.
@@ -154,22 +147,30 @@ class Engine:
             stage: "decode" or "encode" names it in the histograms; an empty one is not recorded.
         """
         started = time.monotonic()
-        outcome = await self._loop.run_in_executor(self._pool, call)
-        if stage:
-            self._telemetry.stage(stage, time.monotonic() - started)
-        return outcome
+        try:
+            return await self._loop.run_in_executor(self._pool, call)
+        finally:
+            if stage:
+                self._stage(stage, started)
 
-    def admit(self, nbytes: int) -> AbstractContextManager[None]:
-        """Entered before anything is decoded, left when the answer is ready: bounds requests and bytes in the server.
+    def admit(self, nbytes: int, items: int = 1, deadline: float | None = None) -> AbstractContextManager[None]:
+        """Entered before anything is decoded, left when the answer is ready: bounds images and bytes in the server.
 
         Args:
             nbytes: of the request message.
+            items: images in it.
+            deadline: time.monotonic() seconds, or None.
 
         Raises:
-            OverloadedError: too many requests or bytes, or the wait would be too long.
+            OverloadedError: too many images or bytes, the wait would be too long, or the answer would come after the
+                deadline, as far as the last runs can tell. A request is never refused for it where it is alone.
             DrainingError: the server is stopping.
         """
-        return self._admission.admit(nbytes)
+        return self._admission.admit(nbytes, items, deadline)
+
+    def check_room(self, nbytes: int) -> None:
+        """Raises, and counts, what ``admit`` would for a message of so many bytes, before it is even parsed."""
+        self._admission.check(nbytes)
 
     @property
     def draining(self) -> bool:
@@ -179,7 +180,7 @@ class Engine:
     @property
     def in_flight(self) -> int:
         """Requests that were admitted and are not answered."""
-        return self._admission.items
+        return self._admission.requests
 
     def drain(self) -> None:
         """From now on nothing is admitted; what was goes on."""
@@ -201,6 +202,15 @@ class Engine:
             await self.offload(partial(model.explainer.prepare, plan))
             prepared.add(plan.layers)
 
+    async def _explain_alone(self, work: ExplainWork) -> ExplainResult:
+        self._admission.arrived(work.tensor.nbytes)
+        self._admission.ran()
+        self._dispatch()
+        nbytes = work.tensor.nbytes + work.plan.perturbation.memory_bytes
+        result = await self.run_heavy(nbytes, work.deadline, partial(run_expensive, work, time.monotonic()))
+        self._count_run(work.model, "explain")
+        return result
+
     async def _queue(self, work: Work) -> Result:
         plan = work.plan if isinstance(work, ExplainWork) else None
         alone = isinstance(work, ExplainWork) and len(work.class_indices) > 1
@@ -210,11 +220,20 @@ class Engine:
         self._admission.arrived(work.tensor.nbytes)
         self._dispatch()
         try:
-            return await self._in_time(future, work.deadline)
+            result = await self._in_time(future, work.deadline)
+            trace_run(item.queued, result)
+            return result
         finally:
             future.cancel()
             self._batcher.discard(item)
+            self._admission.ran()
             self._show_load()
+
+    def _stage(self, name: str, started: float) -> None:
+        """A stage of the current request ends, answered or not."""
+        ended = time.monotonic()
+        self._telemetry.stage(name, ended - started)
+        tracing.stage(name, started, ended)
 
     async def _in_time(self, outcome: Awaitable[T], deadline: float | None) -> T:
         if deadline is None:
@@ -268,6 +287,7 @@ class Engine:
                 item.future.set_exception(outcome)
             else:
                 item.future.set_result(outcome)
+        batch.clear()  # the traceback of an error holds this list, and its items would hold the error
         self._dispatch()
 
     def _count(self, batch: list[Item[Work]], outcomes: list[Result | BaseException], seconds: float) -> None:
@@ -276,27 +296,25 @@ class Engine:
         known = self._seconds_an_item
         self._seconds_an_item = each if known == 0 else known + _SMOOTHING * (each - known)
         results = [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
-        row = self.statistics.setdefault((model.name, model.version), ModelStatistics())
-        row.requests += len(results)
-        row.failures += len(outcomes) - len(results)
-        row.executions += 1
-        row.last_inference = time.time()
-        kind = "explain" if isinstance(batch[0].work, ExplainWork) else "predict"
-        self._telemetry.executions.labels(model.name, kind).inc()
+        self._count_run(model, "explain" if isinstance(batch[0].work, ExplainWork) else "predict")
+        self.statistics.of(model.name, model.version).failed_items += len(outcomes) - len(results)
         self._telemetry.batch_size.labels(model.name).observe(len(batch))
         for result in results:
-            row.queue_seconds += result.queue_seconds
             self._telemetry.stage("queue", result.queue_seconds)
         if results:
-            row.inference_seconds += results[0].inference_seconds
             self._telemetry.stage("inference", results[0].inference_seconds)
             if isinstance(results[0], ExplainResult):
-                row.kernels_seconds += results[0].kernels_seconds
                 self._telemetry.stage("kernels", results[0].kernels_seconds)
 
+    def _count_run(self, model: LoadedModel, kind: str) -> None:
+        row = self.statistics.of(model.name, model.version)
+        row.executions += 1
+        row.last_inference = time.time()
+        self._telemetry.executions.labels(model.name, kind).inc()
+
     def _expected_wait(self, items: int) -> float:
-        """Seconds until a worker is free for a request that comes after ``items`` others."""
-        return max(0, items - self._heavy.items) * self._seconds_an_item / self._number_of_workers
+        """Seconds until ``items`` images have run, at the pace of the last batches."""
+        return items * self._seconds_an_item / self._number_of_workers
 
     def _publish(self) -> None:
         def age() -> float:
@@ -304,7 +322,8 @@ class Engine:
             return 0.0 if oldest is None else time.monotonic() - oldest
 
         gauge = self._telemetry.gauge
-        gauge("camrt_requests_in_server", "Requests between admission and answer.", lambda: self._admission.items)
+        gauge("camrt_requests_in_server", "Requests between admission and answer.", lambda: self._admission.requests)
+        gauge("camrt_images_in_server", "Their images.", lambda: self._admission.items)
         gauge("camrt_request_bytes_in_server", "Bytes that they hold.", lambda: self._admission.nbytes)
         gauge("camrt_queue_length", "Requests that wait for a worker.", lambda: len(self._batcher))
         gauge("camrt_queue_age_seconds", "How long the oldest of them has waited.", age)
@@ -313,21 +332,3 @@ class Engine:
 
 def _too_late() -> DeadlineError:
     return DeadlineError("The deadline passed before the request was done.", "Allow more time.")
-
-
-def _check_tensor(model: LoadedModel, tensor: FloatArray) -> None:
-    wanted = model.explainer.manifest.input_shape
-    if not isinstance(tensor, np.ndarray) or tensor.shape != wanted or tensor.dtype != np.float32:
-        told = f"{getattr(tensor, 'shape', type(tensor).__name__)} {getattr(tensor, 'dtype', '')}".strip()
-        raise InvalidInputError(f"The image is an array {told}.", f"Model {model.name!r} takes float32 {wanted}.")
-
-
-def _check_classes(work: ExplainWork) -> None:
-    """ClassIndexError where an index is out of range: told to its own request, before it can harm a batch."""
-    known, indices = work.model.explainer.manifest.num_classes, work.class_indices
-    ranks = min(known, MAX_RANK)
-    if not len(indices) or indices.min() < -ranks or indices.max() >= known:
-        raise ClassIndexError(
-            f"Class indices {indices[:32].tolist()} do not fit a model of {known} classes.",
-            f"Use 0 to {known - 1}, or -1 to -{ranks} for ranks.",
-        )

@@ -17,6 +17,14 @@ class ModelNotReadyError(ServerError):
     """The model is known, but is being loaded or unloaded, or could not be loaded."""
 
 
+class SeveralWorkersError(ServerError):
+    """A call that would change one of several server processes only."""
+
+
+class WorkerStartError(ServerError):
+    """A server process could not start, for the reason that it told."""
+
+
 class OverloadedError(ServerError):
     """The queue holds as many requests, or as many bytes, as it may.
 

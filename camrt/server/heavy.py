@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -14,12 +12,15 @@ from functools import partial
 from typing import TypeAlias, TypeVar
 
 from camrt.server.errors import DeadlineError, DrainingError, OverloadedError
+from camrt.server.priority import lower_priority
 
 T = TypeVar("T")
 Cancelled: TypeAlias = Callable[[], None]
 
 _NICENESS = 10
 _RETRY_MS = 2000
+_MOST_RETRY_MS = 60_000
+_SMOOTHING = 0.3
 
 
 class Pace:
@@ -66,6 +67,9 @@ class _Caller:
 class HeavyLane:
     """Runs calls one at a time in a thread of its own.
 
+    A call is refused where there are too many, and where those before it would take longer than its deadline, at the
+    pace of the last ones.
+
     Args:
         items: most calls that run or wait.
         nbytes: most bytes that they hold.
@@ -74,17 +78,15 @@ class HeavyLane:
 
     def __init__(self, items: int, nbytes: int, pace: Pace) -> None:
         self._most_items, self._most_bytes, self._pace = items, nbytes, pace
-        self._thread = ThreadPoolExecutor(1, "camrt-heavy", initializer=_be_nice)
+        self._thread = ThreadPoolExecutor(1, "camrt-heavy", initializer=partial(lower_priority, _NICENESS))
         self._stopping = False
+        self._seconds_a_call = 0.0
         self.items = 0
         self.nbytes = 0
 
     async def run(self, nbytes: int, deadline: float | None, call: Callable[[Cancelled], T]) -> T:
         """See Engine.run_heavy."""
-        if self.items >= self._most_items or (self.items and self.nbytes + nbytes > self._most_bytes):
-            raise OverloadedError(
-                f"{self.items} expensive requests are in the server.", f"Try again in {_RETRY_MS} ms.", _RETRY_MS
-            )
+        self._check_room(nbytes, deadline)
         caller = _Caller(deadline)
         self.items += 1
         self.nbytes += nbytes
@@ -102,6 +104,17 @@ class HeavyLane:
         self._pace.cheap_busy(False)
         self._thread.shutdown(wait=False)
 
+    def _check_room(self, nbytes: int, deadline: float | None) -> None:
+        told, retry = "", _RETRY_MS
+        wait = self.items * self._seconds_a_call
+        if self.items >= self._most_items or (self.items and self.nbytes + nbytes > self._most_bytes):
+            told = f"{self.items} expensive requests are in the server."
+        elif deadline is not None and wait > deadline - time.monotonic():
+            told = f"{self.items} expensive requests come first and take about {wait:.1f} s, longer than the deadline."
+            retry = min(_MOST_RETRY_MS, max(_RETRY_MS, int(500 * wait)))
+        if told:
+            raise OverloadedError(told, f"Try again in {retry} ms.", retry)
+
     def _left(self, nbytes: int, future: asyncio.Future[T]) -> None:
         self.items -= 1
         self.nbytes -= nbytes
@@ -116,16 +129,14 @@ class HeavyLane:
 
         self._check(caller)
         self._pace.start()
-        return call(cancelled)
+        started = time.monotonic()
+        outcome = call(cancelled)
+        seconds, known = time.monotonic() - started, self._seconds_a_call
+        self._seconds_a_call = seconds if known == 0 else known + _SMOOTHING * (seconds - known)
+        return outcome
 
     def _check(self, caller: _Caller) -> None:
         if self._stopping:
             raise DrainingError("The server is stopping.", "Send the request to another one.")
         if caller.gone or (caller.deadline is not None and time.monotonic() >= caller.deadline):
             raise DeadlineError("The deadline passed before the request was done.", "Allow more time.")
-
-
-def _be_nice() -> None:
-    """The thread comes after the others where cores are short, on systems that know such a thing."""
-    with contextlib.suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

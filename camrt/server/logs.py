@@ -15,11 +15,18 @@ _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "ta
 
 
 class JsonFormatter(logging.Formatter):
-    """A line a record: time (UTC), level, logger, message, request_id, what ``extra`` names, exception.
+    """A line a record: time (UTC), level, logger, message, worker, request_id, what ``extra`` names, exception.
 
     JSON strings in ASCII have no line breaks and no control characters, so nothing that a client sends can forge a
     line or move a cursor. A text is cut after 4096 characters.
+
+    Args:
+        worker: number of this process, where there are several.
     """
+
+    def __init__(self, worker: int | None = None) -> None:
+        super().__init__()
+        self._worker = worker
 
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
@@ -30,6 +37,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": _cut(record.getMessage()),
         }
+        if self._worker is not None:
+            fields["worker"] = self._worker
         request_id = current_request_id()
         if request_id:
             fields["request_id"] = request_id
@@ -39,10 +48,16 @@ class JsonFormatter(logging.Formatter):
         return json.dumps({name: _cut(value) for name, value in fields.items()}, ensure_ascii=True, default=_text)
 
 
-def set_up_logs(level: str, stream: TextIO | None = None) -> None:
-    """Sends the logs of this process, those of its libraries too, to ``stream`` (default stderr) as JSON."""
+def set_up_logs(level: str, stream: TextIO | None = None, worker: int | None = None) -> None:
+    """Sends the logs of this process, those of its libraries too, to ``stream`` (default stderr) as JSON.
+
+    Args:
+        level: the least that is logged.
+        stream: where to.
+        worker: number of this process, where there are several; every line has it.
+    """
     handler = logging.StreamHandler(sys.stderr if stream is None else stream)
-    handler.setFormatter(JsonFormatter())
+    handler.setFormatter(JsonFormatter(worker))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
 

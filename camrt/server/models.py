@@ -3,55 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Literal, TypeAlias
 
-from camrt.errors import CamrtError, InvalidInputError, InvalidModelError
+from camrt.errors import (
+    BackendUnavailableError,
+    BundleError,
+    CamrtError,
+    InvalidInputError,
+    InvalidModelError,
+    ModelError,
+)
 from camrt.explainer import Explainer
-from camrt.server.errors import ModelNotFoundError, ModelNotReadyError
+from camrt.server.errors import ModelNotFoundError, ModelNotReadyError, SeveralWorkersError
 from camrt.server.model_check import warm_up
-from camrt.server.model_files import ModelFiles, digest_of
+from camrt.server.model_files import Fingerprints, ModelFiles, digest_of
+from camrt.server.model_status import LoadedModel, ModelStatus
 from camrt.server.settings import ServerSettings
 from camrt.server.telemetry import note_model
 
-ModelState: TypeAlias = Literal["loading", "ready", "unloading", "failed"]
+__all__ = ["LoadedModel", "ModelRepository", "ModelStatus"]
 
 _LONGEST_NAME = 128
+_LOAD_ERRORS = (BundleError, BackendUnavailableError, InvalidModelError)
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
-class LoadedModel:
-    """A model that is ready. Two objects are equal only if they are the same, so that a reload is another model.
-
-    Attributes:
-        name: its name in the repository.
-        version: a number, as text.
-        explainer: the open bundle, warmed up.
-        digest: SHA-256 of the bundle file, hex.
-        provider: execution provider.
-    """
-
-    name: str
-    version: str
-    explainer: Explainer
-    digest: str
-    provider: str
-
-
-@dataclass(frozen=True, slots=True)
-class ModelStatus:
-    """Where one version of a model stands; ``reason`` says why it failed, ``digest`` is empty until it is ready."""
-
-    name: str
-    version: str
-    state: ModelState
-    reason: str = ""
-    digest: str = ""
 
 
 class ModelRepository:
@@ -119,6 +97,10 @@ class ModelRepository:
         """Names that load() would find, loaded or not."""
         return self._files.names()
 
+    def fingerprints(self) -> Fingerprints:
+        """What there is on disk, see ModelFiles."""
+        return self._files.fingerprints()
+
     async def start(self) -> None:
         """Loads what the settings name.
 
@@ -129,7 +111,7 @@ class ModelRepository:
         named = self._settings.models
         for name in list(named) or await asyncio.to_thread(self._files.names):
             try:
-                await self.load(name)
+                await self._load(name)
             except CamrtError as error:
                 if named or not self._files.is_folder:
                     raise
@@ -144,9 +126,32 @@ class ModelRepository:
         that works is.
 
         Raises:
+            SeveralWorkersError: there are other processes, which would not load it.
             ModelNotFoundError: there is no such model.
-            ModelError, BundleError: the newest cannot be used; statuses() says why.
+            ModelError, BundleError, BackendUnavailableError: the newest cannot be used; statuses() says why. The text
+                is for clients: where files are on this machine is in the log only.
         """
+        self._check_one_worker()
+        try:
+            await self._load(name)
+        except ModelNotFoundError:
+            raise
+        except CamrtError as error:
+            logger.error("Model %s was not loaded: %s", name, error)
+            kind = next((kind for kind in _LOAD_ERRORS if isinstance(error, kind)), ModelError)
+            raise kind(self._files.public(str(error))) from error
+
+    async def unload(self, name: str) -> None:
+        """Takes every version of a model out of service; requests that have it finish.
+
+        Raises:
+            SeveralWorkersError: there are other processes, which would not unload it.
+            ModelNotFoundError: it is not loaded, and was not tried.
+        """
+        self._check_one_worker()
+        await self._unload(name)
+
+    async def _load(self, name: str) -> None:
         versions = await asyncio.to_thread(self._files.versions, name)
         async with self._locks.setdefault(name, asyncio.Lock()):
             serving: list[int] = []
@@ -168,12 +173,7 @@ class ModelRepository:
             if failure is not None:
                 raise failure
 
-    async def unload(self, name: str) -> None:
-        """Takes every version of a model out of service; requests that have it finish.
-
-        Raises:
-            ModelNotFoundError: it is not loaded, and was not tried.
-        """
+    async def _unload(self, name: str) -> None:
         if name not in self._locks:
             raise ModelNotFoundError(f"There is no model {name[:_LONGEST_NAME]!r}.", "See ListModels.")
         async with self._locks[name]:
@@ -183,16 +183,41 @@ class ModelRepository:
             self._changed()
             logger.info("Model %s was unloaded.", name)
 
-    async def reload(self) -> None:
-        """Loads what is new or changed in the folder, and unloads what is gone; errors are logged."""
-        names = await asyncio.to_thread(self._files.names)
-        for name in [name for name in self._ready if name not in names]:
-            await self.unload(name)
-        for name in names:
-            try:
-                await self.load(name)
-            except CamrtError as error:
-                logger.error("Model %s was not loaded again: %s", name, error)
+    async def reload(self, only: Collection[str] | None = None) -> None:
+        """Loads what is new or changed in the folder, and unloads what is gone; errors are logged.
+
+        Where the settings name models, others are left out, unless they were loaded since.
+
+        Args:
+            only: names to look at; None is all.
+        """
+        try:
+            found = await asyncio.to_thread(self._files.names)
+        except CamrtError as error:
+            logger.error("The models were not loaded again: %s", error)
+            return
+        known = {*self._ready, *(name for name, _ in self._others)}
+        for name in sorted(known - set(found)):
+            if only is None or name in only:
+                await self._unload(name)
+        for name in found:
+            named = not self._settings.models or name in self._settings.models or name in known
+            if named and (only is None or name in only):
+                await self._load_again(name)
+
+    async def _load_again(self, name: str) -> None:
+        try:
+            await self._load(name)
+        except CamrtError as error:
+            logger.error("Model %s was not loaded again: %s", name, error)
+
+    def _check_one_worker(self) -> None:
+        workers = self._settings.workers
+        if workers > 1:
+            raise SeveralWorkersError(
+                f"A call reaches one of {workers} processes, and would change the models of that one only.",
+                "Change the files, and send the server SIGHUP or let it poll them (poll_seconds).",
+            )
 
     async def _load_version(self, name: str, number: int, path: Path) -> None:
         key, current = (name, number), self._ready.get(name, {}).get(number)
@@ -201,7 +226,7 @@ class ModelRepository:
         try:
             model = await asyncio.to_thread(self._open, name, number, path, current)
         except CamrtError as error:
-            self._others[key] = ModelStatus(name, str(number), "failed", str(error))
+            self._others[key] = ModelStatus(name, str(number), "failed", self._files.public(str(error)))
             self._changed()
             raise
         finally:
@@ -229,7 +254,14 @@ class ModelRepository:
     def _retire(self, model: LoadedModel) -> None:
         status = ModelStatus(model.name, model.version, "unloading", "", model.digest)
         self._leaving = [row for row in self._leaving if row[0]() is not None]
-        self._leaving.append((weakref.ref(model), status))
+        loop = asyncio.get_running_loop()
+
+        def left(_: weakref.ref[LoadedModel]) -> None:
+            """Called in the thread that lets go of the model, whichever that is."""
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody asks any more
+                loop.call_soon_threadsafe(self._changed)
+
+        self._leaving.append((weakref.ref(model, left), status))
 
     def _forget(self, name: str, kept: set[int]) -> None:
         for key in [key for key in self._others if key[0] == name and key[1] not in kept]:

@@ -11,6 +11,7 @@ from PIL import Image
 import camrt
 from camrt.bundle import Manifest
 from camrt.cam import CAM_METHODS, REFINECAM, Plan
+from camrt.cam.methods import available_methods
 from camrt.explainer import Explainer
 from camrt.explanation import Explanation
 from camrt.kernels.backend import FUSIONS
@@ -88,6 +89,8 @@ def options_message(plan: Plan) -> pb.ExplanationOptions:
     options = pb.ExplanationOptions(method=plan.method, target_layers=plan.layers)
     if plan.refines:
         options.base_method, options.fusion = plan.base.name, plan.fusion
+    if plan.base.expensive:
+        options.channels = plan.perturbation.channels or 0
     return options
 
 
@@ -106,8 +109,8 @@ def model_summary(status: ModelStatus) -> pb.ModelSummary:
     )
 
 
-def model_message(model: LoadedModel, statuses: Iterable[ModelStatus]) -> pb.GetModelResponse:
-    """Everything about a model."""
+def model_message(model: LoadedModel, statuses: Iterable[ModelStatus], channels: int) -> pb.GetModelResponse:
+    """Everything about a model; expensive methods try at most ``channels`` of a layer."""
     manifest, preprocessing = model.explainer.manifest, model.explainer.preprocessing
     own = ModelStatus(model.name, model.version, "ready", digest=model.digest)
     status = next((item for item in statuses if (item.name, item.version) == (own.name, own.version)), own)
@@ -117,7 +120,7 @@ def model_message(model: LoadedModel, statuses: Iterable[ModelStatus]) -> pb.Get
         class_names=manifest.class_names or (),
         num_classes=manifest.num_classes,
         target_layers=_target_layers(manifest),
-        methods=[pb.Method(name=name, cost=1) for name in (REFINECAM, *CAM_METHODS)],
+        methods=_methods(manifest, channels),
         fusions=FUSIONS,
         metrics=list(METRICS),
         defaults=DEFAULTS,
@@ -125,6 +128,20 @@ def model_message(model: LoadedModel, statuses: Iterable[ModelStatus]) -> pb.Get
         provider=model.provider,
         camrt_version=camrt.__version__,
     )
+
+
+def _methods(manifest: Manifest, channels: int) -> list[pb.Method]:
+    """What some layer of the bundle has, with its cost for the coarsest; a forward pass alone is a third of one."""
+    tried = min(channels, manifest.target_layers[0].shape[0])
+    some = {name for layer in manifest.layer_names for name in available_methods(manifest, (layer,))}
+    methods = [method for method in CAM_METHODS.values() if method.name in some]
+    return [
+        pb.Method(name=REFINECAM, cost=1),
+        *(
+            pb.Method(name=method.name, cost=tried / 3 if method.expensive else 1, heavy=method.expensive)
+            for method in methods
+        ),
+    ]
 
 
 def _target_layers(manifest: Manifest) -> Sequence[pb.TargetLayer]:

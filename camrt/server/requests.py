@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 
 from camrt.bundle import MAX_RANK, Manifest
-from camrt.cam import REFINECAM, Plan, make_plan
+from camrt.cam import REFINECAM, Perturbation, Plan, make_plan
 from camrt.cam.refine import LAYER_CHOICES
 from camrt.errors import ClassIndexError, InvalidInputError
 from camrt.server.errors import DeadlineError
@@ -41,12 +42,13 @@ def plan_of(manifest: Manifest, options: pb.ExplanationOptions, settings: Server
 
     Raises:
         MethodNotFoundError, LayerNotFoundError: a name that is not there.
-        InvalidInputError: too many layers, or several for a method of one layer.
+        MethodUnavailableError: the model lacks what the method needs.
+        InvalidInputError: too many layers or channels, or several layers for a method of one.
     """
     layers = list(options.target_layers)
     if len(layers) > settings.layers:
         raise InvalidInputError(f"{len(layers)} target layers.", f"Name at most {settings.layers}, or 'all'.")
-    return make_plan(
+    plan = make_plan(
         manifest,
         options.method or DEFAULTS.method,
         options.base_method or DEFAULTS.base_method,
@@ -54,6 +56,27 @@ def plan_of(manifest: Manifest, options: pb.ExplanationOptions, settings: Server
         layers[0] if len(layers) == 1 and layers[0] in LAYER_CHOICES else layers or None,
         _ORDER,
     )
+    return limited(plan, options.channels, settings)
+
+
+def limited(plan: Plan, channels: int, settings: ServerSettings) -> Plan:
+    """The plan with the channels that an expensive method may try.
+
+    Args:
+        plan: as make_plan has it.
+        channels: what the client says; 0 for the server's limit.
+        settings: the limit.
+
+    Raises:
+        InvalidInputError: a number that is not allowed, or for a method that tries no channels.
+    """
+    if not plan.base.expensive:
+        if channels:
+            raise InvalidInputError(f"{plan.base.name!r} does not try channels one by one.", "Leave channels out.")
+        return plan
+    if not 0 <= channels <= settings.scorecam_channels:
+        raise InvalidInputError(f"channels is {channels}.", f"Give 1 to {settings.scorecam_channels}, or leave it out.")
+    return replace(plan, perturbation=Perturbation(channels or settings.scorecam_channels))
 
 
 def classes_of(request: pb.ExplainRequest, manifest: Manifest, settings: ServerSettings) -> IntArray:

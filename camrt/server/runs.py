@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 
+from camrt.bundle import MAX_RANK
 from camrt.cam import Plan
-from camrt.errors import CamrtError
+from camrt.errors import CamrtError, ClassIndexError, InvalidInputError
 from camrt.explainer import BatchResult
 from camrt.explainer.scoring import probabilities
 from camrt.explanation import Explanation
+from camrt.server import tracing
 from camrt.server.batcher import Item
 from camrt.server.errors import DeadlineError
 from camrt.server.models import LoadedModel
@@ -108,6 +110,20 @@ def run_batch(batch: Sequence[Item[Work]], max_batch: int) -> list[Result | Camr
     return outcomes
 
 
+def run_expensive(work: ExplainWork, queued: float, checkpoint: Callable[[], None]) -> ExplainResult:
+    """One image with a method that runs the model often.
+
+    Args:
+        work: the image.
+        queued: when it came, time.monotonic() seconds.
+        checkpoint: called before every run of the model; what it raises ends the work.
+    """
+    waited = time.monotonic() - queued
+    checkpoint()
+    result = work.model.explainer.explain_batch(work.tensor[None], work.class_indices, work.plan, checkpoint)
+    return _explained(work, result.explanations, result.logits[0], waited, 1, result)
+
+
 def _run(batch: Sequence[Item[Work]], max_batch: int) -> Sequence[Result]:
     works = [item.work for item in batch]
     started = time.monotonic()
@@ -165,3 +181,32 @@ def _explained(
 def _stack(works: Sequence[Work]) -> FloatArray:
     """(N, C, H, W)."""
     return np.stack([work.tensor for work in works]) if len(works) > 1 else works[0].tensor[None]
+
+
+def trace_run(queued: float, result: Result) -> None:
+    """The stages of a run as spans of the current request, which was in its batch and came at ``queued``."""
+    started = queued + result.queue_seconds
+    tracing.stage("queue", queued, started)
+    ended = started + result.inference_seconds
+    tracing.stage("inference", started, ended, batch_size=result.batch_size)
+    if isinstance(result, ExplainResult):
+        tracing.stage("kernels", ended, ended + result.kernels_seconds)
+
+
+def check_tensor(model: LoadedModel, tensor: FloatArray) -> None:
+    """InvalidInputError where an array is not (C, H, W) float32 of the model's input."""
+    wanted = model.explainer.manifest.input_shape
+    if not isinstance(tensor, np.ndarray) or tensor.shape != wanted or tensor.dtype != np.float32:
+        told = f"{getattr(tensor, 'shape', type(tensor).__name__)} {getattr(tensor, 'dtype', '')}".strip()
+        raise InvalidInputError(f"The image is an array {told}.", f"Model {model.name!r} takes float32 {wanted}.")
+
+
+def check_classes(work: ExplainWork) -> None:
+    """ClassIndexError where an index is out of range: told to its own request, before it can harm a batch."""
+    known, indices = work.model.explainer.manifest.num_classes, work.class_indices
+    ranks = min(known, MAX_RANK)
+    if not len(indices) or indices.min() < -ranks or indices.max() >= known:
+        raise ClassIndexError(
+            f"Class indices {indices[:32].tolist()} do not fit a model of {known} classes.",
+            f"Use 0 to {known - 1}, or -1 to -{ranks} for ranks.",
+        )

@@ -39,8 +39,12 @@ from camrt.server.replies import (
 )
 from camrt.server.requests import class_of, classes_of, deadline_of, metrics_of, plan_of
 from camrt.server.settings import ServerSettings
+from camrt.server.statistics import RequestTimes
 from camrt.server.status import Context, Edge, code_number, log_failure, status_of
 from camrt.server.stream import ordered
+from camrt.server.telemetry import message_bytes
+from camrt.server.tracebacks import drop_tracebacks
+from camrt.server.tracing import Part
 from camrt.types import BoolArray, DoubleArray, IntArray
 from camrt.v1 import explainer_pb2 as pb
 from camrt.v1 import explainer_pb2_grpc as pb_grpc
@@ -99,7 +103,8 @@ class ExplainerServicer(pb_grpc.ExplainerServiceServicer):
             deadline = deadline_of(context)
 
             async def explain(message: pb.ExplainStreamRequest) -> pb.ExplainResponse:
-                return await self._explain(message.request, deadline)
+                with Part("image"):
+                    return await self._explain(message.request, deadline)
 
             limit = self._settings.stream_in_flight
             async with aclosing(ordered(requests, explain, limit, lambda: self._engine.draining)) as answers:
@@ -111,8 +116,13 @@ class ExplainerServicer(pb_grpc.ExplainerServiceServicer):
     async def Evaluate(self, request: pb.EvaluateRequest, context: Context) -> pb.EvaluateResponse:  # noqa: N802
         """Measures a map, in the heavy lane."""
         async with Edge(context):
-            with self._engine.admit(request.ByteSize()):
-                return await self._evaluate(request, deadline_of(context))
+            deadline = deadline_of(context)
+            model = self._model(request.model)
+            with (
+                self._engine.statistics.request(model) as times,
+                self._engine.admit(message_bytes(request), deadline=deadline),
+            ):
+                return await self._evaluate(request, model, times, deadline)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: ARG002, N802
         """The models of this server."""
@@ -122,32 +132,37 @@ class ExplainerServicer(pb_grpc.ExplainerServiceServicer):
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:  # noqa: N802
         """Everything about one model."""
         async with Edge(context):
-            return model_message(self._model(request.model), self._repository.statuses())
+            return model_message(
+                self._model(request.model), self._repository.statuses(), self._settings.scorecam_channels
+            )
 
     def _model(self, wanted: pb.ModelReference) -> LoadedModel:
         return self._repository.get(wanted.name, wanted.version)
 
     async def _explain(self, request: pb.ExplainRequest, deadline: float | None) -> pb.ExplainResponse:
-        with self._engine.admit(request.ByteSize()):
+        model = self._model(request.model)
+        with (
+            self._engine.statistics.request(model) as times,
+            self._engine.admit(message_bytes(request), deadline=deadline),
+        ):
             watch = _Stopwatch()
-            job = self._job(request, deadline)
+            job = self._job(request, model, deadline)
             decoded = await self._decode(job)
-            decode_seconds = watch.lap()
-            work = ExplainWork(job.model, decoded.tensor, job.classes, job.plan, deadline)
+            times.decode_seconds = watch.lap()
+            work = ExplainWork(model, decoded.tensor, job.classes, job.plan, deadline)
             result = await self._engine.explain(work)
             scores = None
             if request.return_arcc:
-                metrics, seed = ("arcc",), request.seed
-                scores = await self._measure(job.model, decoded, result.explanations, metrics, None, seed, deadline)
+                scores = await self._measure(work, result.explanations, ("arcc",), None, request.seed)
             watch.lap()
             response = await self._engine.offload(partial(self._response, job, decoded, result), "encode")
             for message, score in zip(response.explanations, () if scores is None else scores["arcc"], strict=False):
                 message.scores["arcc"] = float(score)
-            _set_timings(response.timings, result, decode_seconds, watch)
+            _set_timings(response.timings, result, times, watch)
             return response
 
-    def _job(self, request: pb.ExplainRequest, deadline: float | None) -> _Job:
-        model, settings = self._model(request.model), self._settings
+    def _job(self, request: pb.ExplainRequest, model: LoadedModel, deadline: float | None) -> _Job:
+        settings = self._settings
         manifest = model.explainer.manifest
         return _Job(
             request,
@@ -182,9 +197,10 @@ class ExplainerServicer(pb_grpc.ExplainerServiceServicer):
             options=options_message(job.plan),
         )
 
-    async def _evaluate(self, request: pb.EvaluateRequest, deadline: float | None) -> pb.EvaluateResponse:
-        watch = _Stopwatch()
-        model, settings = self._model(request.model), self._settings
+    async def _evaluate(
+        self, request: pb.EvaluateRequest, model: LoadedModel, times: RequestTimes, deadline: float | None
+    ) -> pb.EvaluateResponse:
+        watch, settings = _Stopwatch(), self._settings
         manifest = model.explainer.manifest
         metrics = metrics_of(request, settings)
         check_metrics(metrics, request.HasField("object_mask"))
@@ -194,12 +210,13 @@ class ExplainerServicer(pb_grpc.ExplainerServiceServicer):
         given = given_map(request.saliency_map, size) if request.HasField("saliency_map") else None
         call = partial(decode, request.image, model.explainer, settings.image_pixels)
         decoded = await self._engine.offload(call, "decode")
-        decode_seconds = watch.lap()
-        result = await self._engine.explain(ExplainWork(model, decoded.tensor, classes, plan, deadline))
+        times.decode_seconds = watch.lap()
+        work = ExplainWork(model, decoded.tensor, classes, plan, deadline)
+        result = await self._engine.explain(work)
         explanation = result.explanations[0]
         if given is not None:
             explanation = replace(explanation, saliency_map=given, in_input_pixels=True)
-        scores = await self._measure(model, decoded, [explanation], metrics, mask, request.seed, deadline)
+        scores = await self._measure(work, [explanation], metrics, mask, request.seed)
         watch.lap()
         response = pb.EvaluateResponse(
             model=reference(model),
@@ -207,33 +224,32 @@ class ExplainerServicer(pb_grpc.ExplainerServiceServicer):
             prediction=prediction(manifest, explanation.class_index, explanation.probability),
             scores={name: float(values[0]) for name, values in scores.items()},
         )
-        _set_timings(response.timings, result, decode_seconds, watch)
+        _set_timings(response.timings, result, times, watch)
         return response
 
     async def _measure(
         self,
-        model: LoadedModel,
-        decoded: Decoded,
+        work: ExplainWork,
         explanations: Sequence[Explanation],
         metrics: Sequence[str],
         mask: BoolArray | None,
         seed: int,
-        deadline: float | None,
     ) -> dict[str, DoubleArray]:
         """Scores of explanations of one image, computed in the heavy lane."""
 
         def measure(cancelled: Cancelled) -> dict[str, DoubleArray]:
-            return model.explainer.evaluate(
-                decoded.tensor[None],
+            return work.model.explainer.evaluate(
+                work.tensor[None],
                 explanations,
                 metrics,
                 mask,
                 seed,
                 batch_size=self._engine.heavy_batch,
                 checkpoint=cancelled,
+                perturbation=work.plan.perturbation,
             )
 
-        return await self._engine.run_heavy(decoded.tensor.nbytes, deadline, measure)
+        return await self._engine.run_heavy(work.tensor.nbytes, work.deadline, measure)
 
 
 def _stream_reply(message_id: str, task: asyncio.Task[pb.ExplainResponse], request_id: str) -> pb.ExplainStreamResponse:
@@ -243,7 +259,13 @@ def _stream_reply(message_id: str, task: asyncio.Task[pb.ExplainResponse], reque
         return pb.ExplainStreamResponse(id=message_id, response=task.result())
     status = status_of(error, request_id)
     log_failure(error, status, request_id)
-    told = pb.Error(code=code_number(status.code), message=status.message, reason=status.reason)
+    drop_tracebacks(error)
+    told = pb.Error(
+        code=code_number(status.code),
+        message=status.message,
+        reason=status.reason,
+        retry_after_ms=status.retry_after_ms,
+    )
     return pb.ExplainStreamResponse(id=message_id, error=told)
 
 
@@ -251,11 +273,13 @@ def _draining() -> DrainingError:
     return DrainingError("The server is stopping.", "Send the request to another one.")
 
 
-def _set_timings(timings: pb.Timings, result: ExplainResult, decode_seconds: float, watch: _Stopwatch) -> None:
+def _set_timings(timings: pb.Timings, result: ExplainResult, times: RequestTimes, watch: _Stopwatch) -> None:
     """The stages of a request; the lap that ends here encoded the reply."""
-    timings.decode_us = microseconds(decode_seconds)
+    times.ran(result.queue_seconds, result.inference_seconds + result.kernels_seconds)
+    times.encode_seconds = watch.lap()
+    timings.decode_us = microseconds(times.decode_seconds)
     timings.queue_us = microseconds(result.queue_seconds)
     timings.inference_us = microseconds(result.inference_seconds)
     timings.kernels_us = microseconds(result.kernels_seconds)
-    timings.encode_us = microseconds(watch.lap())
+    timings.encode_us = microseconds(times.encode_seconds)
     timings.total_us = microseconds(watch.total())

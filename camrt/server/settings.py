@@ -42,9 +42,14 @@ class ServerSettings(BaseSettings):
     )
     models: Names = Field((), description="Names to load at start. Empty: every model of the repository.")
     keep_versions: int = Field(1, ge=1, description="Versions of a model that are served at a time, the newest.")
-    provider: str = Field("cpu", description="Execution provider: cpu or cuda.")
-    backend: str = Field("native", description="Kernel backend: native or reference.")
-    threads: int = Field(0, ge=0, description="Threads of a run. 0: the cores, shared evenly by the workers.")
+    poll_seconds: float = Field(
+        0, ge=0, le=86400, description="The repository is looked at for changes this often. 0: at SIGHUP only."
+    )
+    provider: str = Field("cpu", description="Execution provider; `camrt doctor` lists those that work here.")
+    backend: str = Field("native", description="Kernel backend: native, cuda, reference or auto.")
+    threads: int = Field(
+        0, ge=0, description="Threads of a run. 0: the cores, shared evenly by the workers and their batches."
+    )
 
     # network
     host: str = Field("127.0.0.1", description="Address to listen on.")
@@ -60,22 +65,26 @@ class ServerSettings(BaseSettings):
     output_pixels: int = Field(50_000_000, ge=1, description="Most pixels of a map that is sent.")
     classes: int = Field(32, ge=1, description="Most classes a request explains.")
     layers: int = Field(16, ge=1, description="Most target layers a request names.")
+    scorecam_channels: int = Field(256, ge=1, description="Most channels of a layer that scorecam and ablationcam try.")
     metrics_per_request: int = Field(16, ge=1, description="Most metrics a request asks for.")
     stream_in_flight: int = Field(4, ge=1, description="Images of one ExplainStream call that are worked on at a time.")
 
     # batching and queues
-    workers: int = Field(1, ge=1, le=256, description="Batches that run at a time.")
+    workers: int = Field(1, ge=1, le=256, description="Server processes that share the port.")
+    concurrent_batches: int = Field(1, ge=1, le=256, description="Batches that a worker runs at a time.")
     max_batch: int = Field(8, ge=1, le=1024, description="Most images that run together.")
     max_delay_ms: float = Field(
         2.0, ge=0, le=1000, description="How long an idle worker waits for images that are still being decoded."
     )
-    queue_items: int = Field(256, ge=1, description="Most requests in the server; more are refused.")
-    queue_bytes: int = Field(256 << 20, ge=1 << 10, description="Most bytes of requests in the server.")
+    queue_items: int = Field(256, ge=1, description="Most requests in a worker; more are refused.")
+    queue_bytes: int = Field(256 << 20, ge=1 << 10, description="Most bytes of requests in a worker.")
     queue_ms: float = Field(5000, gt=0, description="Requests that would wait longer than this are refused.")
-    heavy_items: int = Field(16, ge=1, description="Most expensive requests (ARCC, Evaluate) in the server.")
+    heavy_items: int = Field(16, ge=1, description="Most expensive requests (ARCC, Evaluate) in a worker.")
     heavy_share: float = Field(0.25, gt=0, le=1, description="Share of the time that expensive requests get.")
     heavy_batch: int = Field(4, ge=1, le=1024, description="Images a run of an expensive request.")
-    io_threads: int = Field(0, ge=0, description="Threads that decode and encode. 0: one a core, and one more.")
+    io_threads: int = Field(
+        0, ge=0, description="Threads of a worker that decode and encode. 0: its cores, and one more."
+    )
 
     # security
     insecure: bool = Field(False, description="Allow plain text on an address that is not loopback.")
@@ -93,6 +102,9 @@ class ServerSettings(BaseSettings):
     drain_timeout: float = Field(30.0, ge=0, description="Seconds that accepted requests may take after that.")
     metrics_host: str = Field("127.0.0.1", description="Address of the Prometheus metrics.")
     metrics_port: int | None = Field(None, ge=0, le=65535, description="Their port. Not set: none. 0: any free one.")
+    otlp_endpoint: str | None = Field(
+        None, pattern="^https?://.", description="OTLP collector of traces, http://HOST:PORT. Not set: as OTEL_* says."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_requests: bool = Field(False, description="Log a line for every request, not only for those that fail.")
 
@@ -152,12 +164,12 @@ class ServerSettings(BaseSettings):
     @property
     def run_threads(self) -> int:
         """Threads of one run."""
-        return self.threads or max(1, cores() // self.workers)
+        return self.threads or max(1, cores() // (self.workers * self.concurrent_batches))
 
     @property
     def decoding_threads(self) -> int:
         """Threads that decode and encode."""
-        return self.io_threads or cores() + 1
+        return self.io_threads or max(1, cores() // self.workers) + 1
 
     def to_json(self) -> str:
         """The settings as JSON: paths of secrets, never their content."""

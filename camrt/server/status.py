@@ -20,6 +20,7 @@ from camrt.errors import (
     InvalidInputError,
     LayerNotFoundError,
     MethodNotFoundError,
+    MethodUnavailableError,
     ModelError,
 )
 from camrt.server.errors import (
@@ -29,9 +30,12 @@ from camrt.server.errors import (
     ModelNotReadyError,
     OverloadedError,
     PermissionDeniedError,
+    SeveralWorkersError,
     UnauthenticatedError,
 )
+from camrt.server.public_text import without_folders
 from camrt.server.telemetry import REQUEST_ID_HEADER, current_request_id
+from camrt.server.tracing import failed
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -49,9 +53,11 @@ STATUS_TABLE: dict[type[BaseException], tuple[grpc.StatusCode, str]] = {
     ClassIndexError: (grpc.StatusCode.NOT_FOUND, "CLASS_NOT_FOUND"),
     LayerNotFoundError: (grpc.StatusCode.NOT_FOUND, "LAYER_NOT_FOUND"),
     ModelNotFoundError: (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND"),
+    MethodUnavailableError: (grpc.StatusCode.FAILED_PRECONDITION, "METHOD_UNAVAILABLE"),
     ModelError: (grpc.StatusCode.FAILED_PRECONDITION, "MODEL_UNSUITABLE"),
     BundleError: (grpc.StatusCode.FAILED_PRECONDITION, "BUNDLE_UNSUITABLE"),
     BackendUnavailableError: (grpc.StatusCode.FAILED_PRECONDITION, "BACKEND_UNAVAILABLE"),
+    SeveralWorkersError: (grpc.StatusCode.FAILED_PRECONDITION, "SEVERAL_WORKERS"),
     ModelNotReadyError: (grpc.StatusCode.UNAVAILABLE, "MODEL_NOT_READY"),
     DrainingError: (grpc.StatusCode.UNAVAILABLE, "DRAINING"),
     OverloadedError: (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"),
@@ -103,7 +109,8 @@ def status_of(error: BaseException, request_id: str) -> Status:
     if row is None:
         return Status(*INTERNAL, f"The server failed. Ask its operator about request {request_id}.")
     pushback = max(0, math.ceil(error.retry_after_ms)) if isinstance(error, OverloadedError) else None
-    return Status(*row, _shortened(str(error)), pushback)
+    told = without_folders(str(error)) if row[0] is grpc.StatusCode.FAILED_PRECONDITION else str(error)
+    return Status(*row, _shortened(told), pushback)
 
 
 def code_number(code: grpc.StatusCode) -> int:
@@ -131,6 +138,7 @@ async def abort(context: Context, error: BaseException, request_id: str) -> None
     """
     status = status_of(error, request_id)
     log_failure(error, status, request_id)
+    failed(error, status.reason)
     try:
         await context.abort(status.code, status.message, status.trailers(request_id))
     except grpc.aio.InternalError as gone:

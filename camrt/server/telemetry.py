@@ -16,7 +16,11 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from camrt.server.errors import SettingsError
+
 if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
     from camrt.server.models import ModelStatus
 
 logger = logging.getLogger("camrt.server")
@@ -25,7 +29,7 @@ REQUEST_ID_HEADER = "x-request-id"
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
-_STATES = ("loading", "ready", "unloading", "failed")
+MODEL_STATES = ("loading", "ready", "unloading", "failed")
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +60,22 @@ def current_method() -> str:
     """The gRPC method of the call that this task answers; empty outside of one."""
     scope = _scope.get()
     return "" if scope is None else scope.method
+
+
+_message_bytes: ContextVar[int] = ContextVar("camrt_message_bytes", default=0)
+
+
+def note_message(nbytes: int) -> None:
+    """Says how long the message is that the current task has just got."""
+    _message_bytes.set(nbytes)
+
+
+def message_bytes(message: Message) -> int:
+    """Bytes of the message that the current task has got last; a message that came another way is measured.
+
+    Counting them again takes as long as parsing: hundreds of milliseconds for millions of numbers.
+    """
+    return _message_bytes.get() or message.ByteSize()
 
 
 def note_model(name: str) -> None:
@@ -118,15 +138,37 @@ class Telemetry:
         self.registry.register(_ModelStates(statuses))
 
     def listen(self, host: str, port: int) -> tuple[int, Callable[[], None]]:
-        """Serves the metrics over HTTP from a thread; returns the port, and what stops it."""
-        server, thread = start_http_server(port, host, self.registry)
+        """See serve_metrics."""
+        return serve_metrics(self.registry, host, port)
 
-        def stop() -> None:
-            server.shutdown()
-            server.server_close()
-            thread.join(5)
 
-        return int(server.server_port), stop
+def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> tuple[int, Callable[[], None]]:
+    """Serves metrics over HTTP from a thread.
+
+    Args:
+        registry: the metrics.
+        host: address.
+        port: 0 is any free one.
+
+    Returns:
+        The port, and what stops it.
+
+    Raises:
+        SettingsError: the address cannot be listened on.
+    """
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except OSError as error:
+        raise SettingsError(
+            f"Cannot serve metrics on {host}:{port}: {error.strerror}.", "Choose another --metrics-port."
+        ) from error
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join(5)
+
+    return int(server.server_port), stop
 
 
 class _ModelStates(Collector):
@@ -139,6 +181,6 @@ class _ModelStates(Collector):
         """See prometheus_client's Collector."""
         family = GaugeMetricFamily("camrt_model_state", "State of a model.", labels=("model", "version", "state"))
         for status in self._statuses():
-            for state in _STATES:
+            for state in MODEL_STATES:
                 family.add_metric((status.name, status.version, state), float(status.state == state))
         yield family

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from camrt.cam import CAM_METHODS, REFINECAM, cam_method
-from camrt.errors import MethodNotFoundError
+from camrt.cam import CAM_METHODS, GRADIENT_METHODS, REFINECAM, available_methods, cam_method
+from camrt.errors import MethodNotFoundError, MethodUnavailableError
 from camrt.kernels import get_backend
 from camrt.types import LayerOutputs
+from tests.cam.test_plan import manifest
 
 
 def layer(name: str = "layer", images: int = 2, classes: int = 2, size: tuple[int, int] = (4, 5)) -> LayerOutputs:
@@ -38,14 +41,15 @@ FORMULAS = {
 }
 
 
-def test_every_method_has_a_formula_here() -> None:
-    assert FORMULAS.keys() == CAM_METHODS.keys()
+def test_every_gradient_method_has_a_formula_here() -> None:
+    assert FORMULAS.keys() == set(GRADIENT_METHODS)
+    assert set(GRADIENT_METHODS) < CAM_METHODS.keys()
     assert REFINECAM not in CAM_METHODS
 
 
 @pytest.mark.parametrize("backend", ["reference", "native"])
 @pytest.mark.parametrize("images", [2, 1])
-@pytest.mark.parametrize("name", CAM_METHODS)
+@pytest.mark.parametrize("name", GRADIENT_METHODS)
 def test_a_map_is_its_formula(name: str, images: int, backend: str) -> None:
     one, two = layer(images=images), layer("finer", images, size=(7, 6))
     maps = CAM_METHODS[name].layer_maps(get_backend(backend), [one, two])
@@ -53,6 +57,27 @@ def test_a_map_is_its_formula(name: str, images: int, backend: str) -> None:
         exact = FORMULAS[name](outputs.activations.astype(np.float64), outputs.gradients.astype(np.float64))
         np.testing.assert_allclose(values, normalized(exact), rtol=0, atol=1e-5)
         assert values.dtype == np.float32
+
+
+def test_shapleycam_is_gradcam_of_the_gradient_less_half_the_product() -> None:
+    one, vectors = layer(), np.random.default_rng(1).standard_normal((2, 3, 4, 5)).astype(np.float32)
+    both = LayerOutputs("layer", one.activations, one.gradients, vectors)
+    (maps,) = CAM_METHODS["shapleycam"].layer_maps(get_backend("reference"), [both])
+    expected = normalized(FORMULAS["gradcam"](one.activations, one.gradients.astype(np.float64) - 0.5 * vectors))
+    np.testing.assert_allclose(maps, expected, rtol=0, atol=1e-5)
+
+
+def test_what_ablationcam_cannot_start_at() -> None:
+    known = manifest("a")
+    for layout in ("NCHW", "NHWC", "NLC", "NCL"):
+        other = replace(known, target_layers=(replace(known.layer("a"), layout=layout),))
+        assert ("ablationcam" in available_methods(other, ["a"])) == (layout in ("NCHW", "NHWC"))
+    with pytest.raises(MethodUnavailableError, match="'a' is kept as NCL, as tokens"):
+        CAM_METHODS["ablationcam"].require(other, ["a"])
+
+
+def test_the_expensive_ones() -> None:
+    assert [name for name, method in CAM_METHODS.items() if method.expensive] == ["scorecam", "ablationcam"]
 
 
 def test_methods_by_name() -> None:

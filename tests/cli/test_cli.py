@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import camrt
+from camrt.cam import Perturbation, available_methods
 from camrt.cli import main
 from camrt.preprocess import Preprocessing
 from tests.small_network import CLASSES, HEIGHT, WIDTH, write_small_network
@@ -122,6 +123,17 @@ class TestLayers:
         assert starred == automatic
         assert automatic
 
+    def test_what_a_position_sees(self, run, model: Path) -> None:
+        layers = {layer["name"]: layer for layer in run("layers", model, "--json").document["layers"]}
+        assert layers["stage1"]["receptive_field"] == [3, 3]
+        assert layers["stage3"]["receptive_field"] == [18, 18]
+        assert "18x18" in run("layers", model).out
+
+    def test_values_that_are_not_listed_can_be_shown(self, run, model: Path) -> None:
+        few = run("layers", model, "--json").document["layers"]
+        every = run("layers", model, "--all", "--json").document["layers"]
+        assert [layer for layer in every if layer in few] == few
+
     def test_files_that_are_no_models(self, run, model: Path, tmp_path: Path) -> None:
         (tmp_path / "text.onnx").write_text("This is not a model.")
         (tmp_path / "short.onnx").write_bytes(model.read_bytes()[:-2000])
@@ -133,6 +145,17 @@ class TestLayers:
 
 
 class TestExport:
+    def test_map_and_lowering(self, run, model: Path, tmp_path: Path) -> None:
+        options = ["--emit", "map", "--base", "layercam", "--fusion", "mean", "--no-lowering"]
+        text = run("export", model, "-o", "map.onnx", *options)
+        assert (text.code, text.err) == (0, "")
+        assert "layercam, mean, normalize_twice" in text.out
+        document = run("export", model, "-o", "map.onnx", *options, "--json").document
+        assert document["manifest"]["saliency"]["output"] == "saliency_map"
+        assert camrt.Bundle.open(tmp_path / "map.onnx").manifest.saliency is not None
+        assert "layercam" in error_of(run("export", model, "-o", "no.onnx", "--emit", "map", "--base", "scorecam"))
+        assert "emit" in error_of(run("export", model, "-o", "no.onnx", "--fusion", "mean"))
+
     def test_text(self, run, model: Path, tmp_path: Path) -> None:
         result = run("export", model, "-o", "made.onnx", "--layers", "stage3,stage1")
         assert result.code == 0
@@ -224,6 +247,24 @@ class TestExplain:
         with Image.open(explanation["overlay"]) as picture:
             assert np.array_equal(np.asarray(picture), np.asarray(expected.overlay(image, "jet", 0.9)))
 
+    def test_every_method(self, run, model: Path, image: Path, tmp_path: Path) -> None:
+        how = tmp_path / "preprocessing.json"
+        how.write_text(json.dumps(Preprocessing((HEIGHT, WIDTH), "letterbox").to_dict()))
+        second = tmp_path / "second.onnx"
+        exported = run("export", model, "-o", second, "--preprocess", how, "--shapley", "--json").document
+        assert all(layer["hessian_vectors"] for layer in exported["manifest"]["target_layers"])
+        explainer = camrt.Explainer(second)
+        shown = run("explain", "--help").out
+        for method in available_methods(explainer.manifest, explainer.manifest.layer_names[:1]):
+            assert method in shown
+            arguments = ["--method", method, "--channels", "5", "--out", tmp_path / method]
+            document = run("explain", second, image, *arguments, "--json").document
+            (explanation,) = document["images"][0]["explanations"]
+            (expected,) = explainer.explain_images([image], method=method, perturbation=Perturbation(5))
+            assert (explanation["method"], explanation["degenerate"]) == (method, list(expected.degenerate))
+            with Image.open(explanation["overlay"]) as picture:
+                assert np.array_equal(np.asarray(picture), np.asarray(expected.overlay(image)))
+
     def test_classes_by_index_rank_and_name(self, run, bundle: Path, image: Path) -> None:
         arguments = ["--class", "1", "--class", "-1", "--class", NAMES[2]]
         (entry,) = run("explain", bundle, image, *arguments, "--json").document["images"]
@@ -277,6 +318,8 @@ class TestExplain:
             (["photo.jpg", "--class", "1", "--top-k", "2"], "Give one of them"),
             (["photo.jpg", "--method", "magic"], "magic"),
             (["photo.jpg", "--base", "magic"], "magic"),
+            (["photo.jpg", "--method", "shapleycam"], "camrt export --shapley"),
+            (["photo.jpg", "--base", "cam"], "cam needs a layer"),
             (["photo.jpg", "--fusion", "magic"], "magic"),
             (["photo.jpg", "--layers", "stage1"], "it has stage3, stage2"),
             (["photo.jpg", "--colormap", "rainbow"], "turbo, jet"),
@@ -325,7 +368,7 @@ class TestDoctor:
     def test_json(self, run) -> None:
         document = run("doctor", "--json").document
         assert document["versions"]["numpy"] == np.__version__
-        assert {row["name"] for row in document["backends"]} == {"reference", "native"}
+        assert {row["name"] for row in document["backends"]} == {"reference", "native", "cuda"}
         assert next(row for row in document["providers"] if row["name"] == "cpu")["available"] is True
         for row in document["backends"] + document["providers"]:
             assert row["detail"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -398,6 +399,22 @@ def test_a_stream_is_left_early(server, client, sample) -> None:
     assert server.engine.in_flight == 0
 
 
+def test_an_overload_says_when_to_come_back(server, client, sample) -> None:
+    server.models.broken = OverloadedError("Full.", "Wait.", retry_after_ms=70_000)
+    try:
+        with pytest.raises(RemoteError) as refused:
+            client.explain(sample)
+        (reply,) = client.explain_stream([sample])
+    finally:
+        server.models.broken = None
+    assert refused.value.retry_after_ms == 70_000
+    assert isinstance(reply.error, RemoteError)
+    assert (reply.error.code, reply.error.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
+    assert reply.error.retry_after_ms == 70_000
+    (reply,) = client.explain_stream([sample], model="none")
+    assert reply.error.retry_after_ms is None
+
+
 def test_a_stream_that_ends_with_the_server(explainer, sample) -> None:
     with serving(Models(shapes=explainer)) as server, ExplainerClient(server.target, timeout=30) as client:
         release = threading.Event()
@@ -450,6 +467,40 @@ def test_asynchronous_calls(server, explainer, sample) -> None:
     assert [item.class_index for (item,) in many] == [number % 6 for number in range(12)]
     assert models[0].name == details.summary.name == "shapes"
     assert set(scores) == {"arcc"}
+
+
+def test_the_asynchronous_client_reads_files_and_decodes_pictures_in_a_thread(server, sample, tmp_path) -> None:
+    pipe = tmp_path / "pipe"  # reading it takes until somebody writes
+    os.mkfifo(pipe)
+
+    async def calls(client: AsyncExplainerClient) -> tuple[int, int, float]:
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.01)
+                ticks += 1
+
+        ticking = asyncio.create_task(tick())
+        writer = threading.Timer(0.3, lambda: pipe.write_bytes(sample.read_bytes()))
+        writer.start()
+        (explained,) = await client.explain(pipe)
+        while_explaining = ticks
+        writer.join()
+        writer = threading.Timer(0.3, lambda: pipe.write_bytes(sample.read_bytes()))
+        writer.start()
+        (reply,) = [reply async for reply in client.explain_stream([pipe])]
+        writer.join()
+        ticking.cancel()
+        assert reply.reply is not None
+        assert reply.reply.explanations[0].class_index == explained.class_index
+        return while_explaining, ticks - while_explaining, explained.probability
+
+    during, streaming, probability = ask(server, calls)
+    assert during >= 10
+    assert streaming >= 10
+    assert probability > 0
 
 
 def test_threads_share_a_client(client, sample) -> None:

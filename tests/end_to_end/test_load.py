@@ -24,6 +24,9 @@ pytestmark = pytest.mark.slow
 Code = grpc.StatusCode
 LOAD_SECONDS = 30
 OVERLOAD_SECONDS = 60
+# Of 99 in 100 refusals, and of the slowest: it may meet a full stop of the machine, or of the 48 callers in this process.
+REFUSAL_SECONDS = 0.05
+SLOWEST_REFUSAL_SECONDS = 0.25
 
 
 def metric(server: Process, name: str) -> float:
@@ -120,7 +123,10 @@ def test_what_is_too_much_is_refused_at_once_and_the_rest_is_on_time(tmp_path: P
         server.send(signal.SIGTERM)
         assert server.end() == 0
     assert set(seconds) == {Code.OK, Code.RESOURCE_EXHAUSTED}
-    assert statistics.median(seconds[Code.RESOURCE_EXHAUSTED]) < 0.05
+    refused = sorted(seconds[Code.RESOURCE_EXHAUSTED])
+    assert len(refused) > 200
+    assert refused[int(0.99 * len(refused))] <= REFUSAL_SECONDS
+    assert refused[-1] <= SLOWEST_REFUSAL_SECONDS
     assert max(seconds[Code.OK]) < 5
 
 

@@ -158,7 +158,7 @@ def test_other_metadata_of_the_source_stays(tmp_path: Path) -> None:
 
 
 def test_a_failed_export_leaves_the_old_bundle_and_no_other_file(tmp_path: Path) -> None:
-    source = small_classifier(tmp_path / "source.onnx", extra_op="Ceil")
+    source = small_classifier(tmp_path / "source.onnx", extra_op="Cos")
     destination = tmp_path / "bundle.onnx"
     destination.write_bytes(b"old")
     with pytest.raises(UnsupportedOpError):
@@ -634,7 +634,7 @@ def test_a_half_precision_model(network: str, edit: Callable[[onnx.ModelProto], 
 # Refusals
 
 
-@pytest.mark.parametrize("op", ["Ceil", "Sin", "Round"])
+@pytest.mark.parametrize("op", ["Cos", "Sin", "Tan"])
 def test_an_operator_without_a_rule_is_named_with_the_layers_that_work(op: str, tmp_path: Path) -> None:
     source = small_classifier(tmp_path / "source.onnx", extra_op=op)
     with pytest.raises(UnsupportedOpError, match=rf"{op} \(node 'extra_node'\)") as caught:
@@ -659,7 +659,7 @@ def test_an_operator_of_another_domain_is_named(tmp_path: Path) -> None:
 def test_no_layer_works(tmp_path: Path) -> None:
     source = edit_model(small_classifier(tmp_path / "source.onnx"), lambda proto: node_named(proto, "flatten").CopyFrom(
         helper.make_node("Reshape", ["ceiled", "to"], ["flat"], "flatten")
-    ) or proto.graph.node.insert(9, helper.make_node("Ceil", ["pooled"], ["ceiled"], "ceil"))
+    ) or proto.graph.node.insert(9, helper.make_node("Cos", ["pooled"], ["ceiled"], "ceil"))
       or proto.graph.initializer.extend(initializers({"to": np.array([-1, 6])})))  # fmt: skip
     with pytest.raises(UnsupportedOpError, match="No target layer works without it") as caught:
         exported(source)
@@ -712,15 +712,6 @@ def test_an_output_with_a_name_that_the_bundle_needs_is_refused(tmp_path: Path) 
 
     with pytest.raises(UnsupportedModelError, match="'class_index'"):
         exported(edit_model(small_classifier(tmp_path / "source.onnx"), rename))
-
-
-def test_a_channels_last_image_is_refused(tmp_path: Path) -> None:
-    w = GraphWriter()
-    first = w.add("Transpose", "first", "image", perm=[0, 3, 1, 2])
-    w.classify(w.add("Relu", "r2", w.conv("c2", w.add("Relu", "r1", w.conv("c1", first, (3, 6), 3, 2)), (6, 6))), 6)
-    source = w.save(tmp_path / "source.onnx", ("N", 32, 32, 3))
-    with pytest.raises(UnsupportedModelError, match="channels last"):
-        exported(source)
 
 
 def test_two_inputs_or_none_of_four_axes_are_refused(tmp_path: Path) -> None:

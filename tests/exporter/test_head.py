@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from camrt.errors import UnsupportedModelError
-from camrt.exporter.head import find_head, find_image_input
+from camrt.exporter.head import find_head, find_image_input, image_layout
 from tests.exporter.graphs import model_proto
 
 
@@ -61,9 +61,9 @@ def test_the_first_output_of_two_axes_or_the_one_named() -> None:
     assert find_head(both).output.name == "logits"
     assert find_head(both, "other").output.name == "other"
     assert find_head(both).num_classes == 4
-    for name in ("map", "nowhere"):
-        with pytest.raises(UnsupportedModelError, match=r"map.*logits.*other"):
-            find_head(both, name)
+    assert find_head(both, "map").num_classes == 6
+    with pytest.raises(UnsupportedModelError, match=r"map.*logits.*other"):
+        find_head(both, "nowhere")
 
 
 def test_an_integer_output_is_no_class_output() -> None:
@@ -83,10 +83,28 @@ def test_the_image_input(dtype: int, shape: list) -> None:
         ({"x": ["N", 3, 8]}, TensorProto.FLOAT, "exactly one"),
         ({"x": ["N", 3, 8, 8]}, TensorProto.UINT8, "UINT8"),
         ({"x": ["N", 3, 8, 8], "size": [2]}, TensorProto.FLOAT, "size"),
-        ({"x": ["N", 8, 8, 3]}, TensorProto.FLOAT, "channels last"),
     ],
 )
 def test_other_inputs_are_refused(inputs: dict, dtype: int, match: str) -> None:
     proto = model_proto([node("Identity", "x", "out")], inputs, {"out": inputs["x"]}, {}, dtype=dtype)
     with pytest.raises(UnsupportedModelError, match=match):
         find_image_input(ir.from_proto(proto).graph)
+
+
+@pytest.mark.parametrize(
+    ("shape", "op", "layout"),
+    [
+        (["N", 3, 8, 8], node("Relu", "x", "out"), "NCHW"),
+        (["N", 3, "H", "W"], node("Relu", "x", "out"), "NCHW"),
+        (["N", 8, 8, 3], node("Relu", "x", "out"), "NHWC"),
+        (["N", "H", "W", 3], node("Relu", "x", "out"), "NHWC"),
+        ([1, 28, 28, 1], node("Relu", "x", "out"), "NHWC"),
+        (["N", 3, 8, 4], node("Relu", "x", "out"), "NCHW"),
+        (["N", 3, 8, 4], node("Transpose", "x", "out", perm=[0, 3, 1, 2]), "NHWC"),
+        (["N", 3, 8, 4], node("Transpose", "x", "out", perm=[0, 2, 3, 1]), "NCHW"),
+        (["N", 3, 8, 4], node("Transpose", "x", "out"), "NCHW"),
+    ],
+)
+def test_the_layout_of_the_image(shape: list, op: onnx.NodeProto, layout: str) -> None:
+    proto = model_proto([op], {"x": shape}, {"out": ["N", "a", "b", "c"]}, {})
+    assert image_layout(ir.from_proto(proto).graph.inputs[0]) == layout

@@ -36,5 +36,6 @@ export UBSAN_OPTIONS=print_stacktrace=1
 for variant in $("$python" -S -c 'import camrt.kernels._native as n; print(*n.cpu_features()[1])'); do
   echo "CAMRT_CPU=$variant"
   CAMRT_CPU="$variant" "$python" -S -m pytest -c /dev/null --rootdir "$PWD" --confcutdir tests/kernels \
-    --import-mode importlib -p no:cacheprovider --capture sys -o "markers=slow: takes long" -m "not slow" -q "$@" tests/kernels
+    --import-mode importlib -p no:cacheprovider --capture sys -o "markers=slow: takes long" -m "not slow" -q "$@" \
+    --ignore tests/kernels/cuda tests/kernels
 done

@@ -9,7 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import camrt
 from camrt.errors import LayerNotFoundError
+from camrt.explainer import embedded_bundle_path
 from camrt.runtime import multiply_adds
+from tests.exporter.graphs import residual_classifier
 from tests.models import export_onnx, make_inputs, make_model
 
 
@@ -29,6 +31,13 @@ def test_a_prediction_counts_as_torch_counts_it(name: str, tmp_path: Path) -> No
 
 
 def test_an_unknown_layer_is_refused() -> None:
-    path = camrt.explainer.embedded_bundle_path()
     with pytest.raises(LayerNotFoundError):
-        multiply_adds(path, ["nowhere"])
+        multiply_adds(embedded_bundle_path(), ["nowhere"])
+
+
+def test_second_derivatives_cost_about_two_more_backward_parts(tmp_path: Path) -> None:
+    source = residual_classifier(tmp_path / "source.onnx")
+    path = camrt.export(source, tmp_path / "bundle.onnx", second_order=True).path
+    prediction, gradients, products = (multiply_adds(path, ["stage1"], derivatives) for derivatives in (0, 1, 2))
+    assert prediction == multiply_adds(path, ())
+    assert 2.5 * (gradients - prediction) < products - prediction < 3.5 * (gradients - prediction)

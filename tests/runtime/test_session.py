@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from camrt.errors import (
     LayerNotFoundError,
     UnsupportedModelError,
 )
-from camrt.runtime import available_providers, open_model, open_session
+from camrt.runtime import available_providers, bundle_session, open_model, open_session
 from camrt.runtime import onnxruntime as engine
 from tests.exporter.graphs import GraphWriter, channels_last_classifier, residual_classifier
 
@@ -54,7 +55,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 def test_the_number_of_open_sessions_is_bounded(
     bundle: Bundle, opened: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "MAX_SESSIONS", 2)
+    monkeypatch.setattr(bundle_session, "MAX_SESSIONS", 2)
     session = open_session(bundle.path, threads=1)
     first = session.run(images(), np.array([0, 1]), LAYERS[:1])
     for layers in (LAYERS[1:2], LAYERS[2:]):
@@ -160,10 +161,22 @@ def test_run_from_layer_refuses_other_shapes_and_dtypes(bundle: Bundle, activati
         open_session(bundle.path, threads=1).run_from_layer("stage2", activations)
 
 
+def test_run_from_a_layer_that_is_kept_with_channels_last(tmp_path: Path) -> None:
+    bundle = camrt.export(channels_last_classifier(tmp_path / "source.onnx"), tmp_path / "bundle.onnx", ["tail"])
+    session = open_session(bundle.path, threads=1)
+    assert bundle.manifest.layer("tail").layout == "NHWC"
+    inputs = np.random.default_rng(0).standard_normal((2, 3, 16, 24)).astype(np.float32)
+    outputs = session.run(inputs, np.array([0, 1]), ["tail"])
+    (layer,) = outputs.layers
+    np.testing.assert_allclose(session.run_from_layer("tail", layer.activations), outputs.logits, rtol=0, atol=1e-6)
+
+
 def test_run_from_layer_refuses_what_it_cannot_start_at(tmp_path: Path) -> None:
     bundle = camrt.export(channels_last_classifier(tmp_path / "source.onnx"), tmp_path / "bundle.onnx", ["tail"])
     session = open_session(bundle.path, threads=1)
-    with pytest.raises(UnsupportedModelError, match="NHWC"):
+    tokens = replace(bundle.manifest.layer("tail"), layout="NLC")
+    session.manifest = replace(bundle.manifest, target_layers=(tokens,))
+    with pytest.raises(UnsupportedModelError, match="NLC"):
         session.run_from_layer("tail", np.zeros((1, 6, 4, 6), np.float32))
     with pytest.raises(LayerNotFoundError, match="it has tail"):
         session.run_from_layer("stage3", np.zeros((1, 6, 4, 6), np.float32))

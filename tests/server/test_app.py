@@ -335,6 +335,31 @@ def test_a_drain_answers_what_was_taken_and_refuses_what_is_new() -> None:
     with_server(test)
 
 
+def test_a_drain_says_how_many_requests_it_cut_off(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(server: Server, client: Client) -> None:
+        opened = gate(server)
+        calls = [asyncio.create_task(code_of(client.explainer.Explain(request()))) for _ in range(3)]
+        await until(lambda: server.engine.in_flight == 3)
+        assert await server.stop() == 3
+        opened.set()
+        assert set(await asyncio.gather(*calls)) <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+        assert "3 accepted requests were cut off" in caplog.text
+
+    with_server(test, drain_timeout=0.1)
+
+
+def test_workers_share_a_port_and_refuse_to_load_by_call() -> None:
+    async def test(server: Server, client: Client) -> None:
+        assert await code_of(client.load()) is grpc.StatusCode.FAILED_PRECONDITION
+        second = Server(ServerSettings(port=server.port, threads=1, max_batch=1, workers=2))
+        await second.start()
+        assert second.port == server.port
+        assert second.metrics_port is None, "the parent serves them"
+        assert await second.stop(0) == 0
+
+    with_server(test, workers=2, metrics_port=0)
+
+
 def test_requests_are_taken_during_the_drain_delay() -> None:
     async def test(server: Server, client: Client) -> None:
         stopping = asyncio.create_task(server.stop())

@@ -6,24 +6,27 @@ import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from camrt.cam import Perturbation, make_plan
 from camrt.errors import ClassIndexError, InvalidInputError
 from camrt.server.engine import Cancelled, Engine, ExplainResult, ExplainWork
 from camrt.server.errors import DeadlineError, DrainingError, OverloadedError
 from camrt.server.heavy import Pace
 from camrt.server.models import LoadedModel
 from camrt.server.settings import ServerSettings
+from camrt.server.telemetry import Telemetry
 from camrt.types import FloatArray
 from tests.server.stub_models import explainer, gated, image, loaded, plan
 
 
-def with_engine(test: Callable[[Engine], Awaitable[None]], **settings: Any) -> None:
+def with_engine(test: Callable[[Engine], Awaitable[None]], telemetry: Telemetry | None = None, **settings: Any) -> None:
     async def run() -> None:
-        engine = Engine(ServerSettings(**{"threads": 1, "max_delay_ms": 0, **settings}))
+        engine = Engine(ServerSettings(**{"threads": 1, "max_delay_ms": 0, **settings}), telemetry)
         try:
             await test(engine)
         finally:
@@ -63,8 +66,7 @@ def test_a_batch_of_mixed_classes_says_what_each_says_alone() -> None:
             assert result.probabilities.dtype == np.float32
             assert abs(result.probabilities.sum() - 1) < 1e-5
             assert found.probability == pytest.approx(result.probabilities[found.class_index], abs=1e-5)
-        assert engine.statistics["gated", "1"].requests == 6
-        assert engine.statistics["gated", "1"].executions == 2
+        assert engine.statistics.of("gated", "1").executions == 2
 
     with_engine(test)
 
@@ -89,11 +91,11 @@ def test_predictions_batch_among_themselves() -> None:
         tasks = [asyncio.create_task(engine.predict(model, image(n), None)) for n in range(3)]
         tasks.append(asyncio.create_task(engine.explain(work(model, image(7)))))  # type: ignore[arg-type]
         stub.gate.set()
-        logits = await asyncio.gather(*tasks[:3])
+        results = await asyncio.gather(*tasks[:3])
         await tasks[3]
         assert sorted(stub.runs) == [1, 1, 2]
-        for n, row in enumerate(logits):
-            np.testing.assert_allclose(row, explainer().predict(image(n)[None])[0], rtol=1e-4, atol=1e-4)
+        for n, result in enumerate(results):
+            np.testing.assert_allclose(result.logits, explainer().predict(image(n)[None])[0], rtol=1e-4, atol=1e-4)
 
     with_engine(test)
 
@@ -140,7 +142,7 @@ def test_one_bad_image_harms_no_other() -> None:
         assert isinstance(outcomes[1], InvalidInputError)
         for n in (0, 2):
             assert isinstance(outcomes[n], ExplainResult)
-        assert engine.statistics["gated", "1"].failures == 1
+        assert engine.statistics.of("gated", "1").failed_items == 1
 
     with_engine(test)
 
@@ -231,7 +233,7 @@ def test_admission_counts_items_and_bytes() -> None:
             with pytest.raises(OverloadedError, match="bytes") as refused, engine.admit(200):
                 pass
             assert refused.value.retry_after_ms >= 50
-            with engine.admit(50), pytest.raises(OverloadedError, match="3 requests"), engine.admit(1):
+            with engine.admit(50), pytest.raises(OverloadedError, match="3 images"), engine.admit(1):
                 pass
         assert engine.in_flight == 0
         with engine.admit(5000):  # alone, even a large one is taken
@@ -240,17 +242,189 @@ def test_admission_counts_items_and_bytes() -> None:
     with_engine(test, queue_items=3, queue_bytes=1024, message_bytes=1024)
 
 
-def test_what_would_wait_too_long_is_refused() -> None:
+def paced(engine: Engine, seconds: float) -> None:
+    """As if the last batches had taken so long an image."""
+    engine._seconds_an_item = seconds
+
+
+def test_the_pace_is_that_of_the_last_batches() -> None:
     async def test(engine: Engine) -> None:
         model, stub = gated(lambda _: time.sleep(0.1))
         stub.gate.set()
         await engine.explain(work(model, image()))
+        assert 0.1 <= engine._seconds_an_item < 5
+
+    with_engine(test)
+
+
+def test_what_would_wait_too_long_is_refused() -> None:
+    async def test(engine: Engine) -> None:
+        paced(engine, 1.0)
         with engine.admit(1), engine.admit(1), engine.admit(1):
             refused = engine.admit(1)
             with pytest.raises(OverloadedError, match="wait"), refused:
                 pass
 
-    with_engine(test, queue_ms=250)
+    with_engine(test, queue_ms=2500)
+
+
+def test_several_images_of_a_request_count_as_so_many() -> None:
+    async def test(engine: Engine) -> None:
+        with engine.admit(10, 3):
+            with pytest.raises(OverloadedError, match="3 images"), engine.admit(10, 3):
+                pass
+            with engine.admit(10, 2):
+                assert engine.in_flight == 2
+        with engine.admit(10, 64):  # alone, even a large one is taken
+            pass
+
+    with_engine(test, queue_items=5)
+
+
+def test_decoded_images_count_beside_the_bytes_of_their_message() -> None:
+    async def test(engine: Engine) -> None:
+        model, stub = gated()
+        size = image().nbytes
+        with engine.admit(1000, 2):
+            tasks = [asyncio.create_task(engine.explain(work(model, image(n)))) for n in range(2)]
+            while engine._admission.arriving:
+                await asyncio.sleep(0.005)
+            with engine.admit(1000):
+                pass
+            with pytest.raises(OverloadedError, match=f"{2 * size + 1000} bytes"), engine.admit(2001):
+                pass
+            stub.gate.set()
+            await asyncio.gather(*tasks)
+        with engine.admit(3000), engine.admit(2 * size):
+            pass
+
+    size = image().nbytes
+    with_engine(test, queue_bytes=2 * size + 3000, message_bytes=2 * size)
+
+
+def test_what_cannot_be_answered_in_time_is_refused_at_once() -> None:
+    async def test(engine: Engine) -> None:
+        paced(engine, 10.0)
+        soon, later = time.monotonic() + 15, time.monotonic() + 1000
+        with engine.admit(1, deadline=soon):  # nobody is before it
+            with engine.admit(1, deadline=later), engine.admit(1):
+                pass
+            with pytest.raises(OverloadedError, match="deadline") as refused, engine.admit(1, deadline=soon):
+                pass
+            assert refused.value.retry_after_ms == 5000
+            with pytest.raises(OverloadedError, match="deadline"), engine.admit(1, 200, later):
+                pass
+        assert registry.get_sample_value("camrt_rejected_total", {"reason": "too_late"}) == 2
+
+    telemetry = Telemetry()
+    registry = telemetry.registry
+    with_engine(test, telemetry, queue_items=1000, queue_ms=1e9)
+
+
+def test_a_slow_run_does_not_shut_out_who_comes_alone() -> None:
+    async def test(engine: Engine) -> None:
+        paced(engine, 1000.0)
+        for _ in range(3):
+            with engine.admit(1, deadline=time.monotonic() + 30):
+                await engine.explain(work(loaded(), image()))
+        assert engine._seconds_an_item < 1000
+
+    with_engine(test)
+
+
+def test_what_has_run_is_nothing_to_wait_for() -> None:
+    async def test(engine: Engine) -> None:
+        with engine.admit(1), engine.admit(1):
+            await engine.explain(work(loaded(), image()))
+            paced(engine, 10.0)
+            with engine.admit(1, deadline=time.monotonic() + 25):
+                pass
+            with pytest.raises(OverloadedError), engine.admit(1, deadline=time.monotonic() + 15):
+                pass
+
+    with_engine(test, queue_ms=1e9)
+
+
+def test_expensive_methods_run_in_the_heavy_lane_within_their_budget() -> None:
+    async def test(engine: Engine) -> None:
+        model = loaded()
+        method = make_plan(explainer().manifest, "scorecam", "gradcam++", "product", None, "normalize_twice")
+        scorecam = replace(method, perturbation=Perturbation(channels=6))
+        threads: set[str] = set()
+        lane = engine._heavy.run
+
+        async def noted(nbytes: int, deadline: float | None, call: Callable[[Cancelled], Any]) -> Any:
+            def named(cancelled: Cancelled) -> Any:
+                threads.add(threading.current_thread().name[:11])
+                return call(cancelled)
+
+            return await lane(nbytes, deadline, named)
+
+        engine._heavy.run = noted  # type: ignore[method-assign]
+        with engine.admit(10), engine.admit(10):
+            paced(engine, 10.0)
+            result = await engine.explain(ExplainWork(model, image(), np.array([-1, 2]), scorecam))
+            with engine.admit(1, deadline=time.monotonic() + 25):  # an expensive request holds no worker
+                pass
+        assert threads == {"camrt-heavy"}
+        expected = explainer().explain(image()[None], [-1, 2], "scorecam", perturbation=Perturbation(channels=6))
+        assert [item.class_index for item in result.explanations] == [item.class_index for item in expected]
+        for found, wanted in zip(result.explanations, expected, strict=True):
+            np.testing.assert_allclose(found.saliency_map, wanted.saliency_map, atol=1e-5)
+        assert engine.statistics.of(model.name, model.version).executions == 1
+
+    with_engine(test, queue_ms=1e9)
+
+
+def test_an_expensive_method_ends_between_runs_when_its_caller_is_gone() -> None:
+    async def test(engine: Engine) -> None:
+        plan = make_plan(explainer().manifest, "scorecam", "gradcam++", "product", None, "normalize_twice")
+        small = replace(plan, perturbation=Perturbation(memory_bytes=1))  # a run a channel
+        with pytest.raises(DeadlineError):
+            await engine.explain(ExplainWork(loaded(), image(), np.array([-1]), small, time.monotonic() + 0.02))
+        until = time.monotonic() + 20
+        while engine._heavy.items and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        assert engine._heavy.items == 0
+
+    with_engine(test)
+
+
+def test_heavy_work_that_would_come_too_late_is_refused_at_once() -> None:
+    async def test(engine: Engine) -> None:
+        engine._heavy._seconds_a_call = 10.0
+        release = threading.Event()
+        running = asyncio.create_task(engine.run_heavy(10, time.monotonic() + 5, lambda _: release.wait(20)))
+        await asyncio.sleep(0.02)
+        with pytest.raises(OverloadedError, match=r"10\.0 s") as refused:
+            await engine.run_heavy(10, time.monotonic() + 5, lambda _: None)
+        assert refused.value.retry_after_ms == 5000
+        waiting = asyncio.create_task(engine.run_heavy(10, time.monotonic() + 15, lambda _: 3))
+        await asyncio.sleep(0.02)
+        release.set()
+        assert (await running, await waiting) == (True, 3)
+        assert engine._heavy._seconds_a_call < 10
+
+    with_engine(test)
+
+
+def test_requests_are_counted_once_whatever_becomes_of_them() -> None:
+    async def test(engine: Engine) -> None:
+        model = loaded()
+        with engine.statistics.request(model) as times:
+            times.items = 3
+            times.decode_seconds = 0.25
+            times.ran(0.5, 2.0)
+            times.ran(1.0, 1.0)
+        for error in (OverloadedError("Full."), asyncio.CancelledError()):
+            with pytest.raises(type(error)), engine.statistics.request(model):
+                raise error
+        row = engine.statistics.of(model.name, model.version)
+        assert (row.successes, row.failures, row.items) == (1, 2, 3)
+        assert (row.decode_seconds, row.queue_seconds, row.run_seconds) == (0.25, 1.0, 2.0)
+        assert row.success_seconds > 0 < row.failure_seconds
+
+    with_engine(test)
 
 
 def test_draining_refuses_what_is_new() -> None:

@@ -13,7 +13,7 @@ import pytest
 import camrt
 from camrt.errors import BundleError, InvalidInputError, InvalidModelError, ModelError
 from camrt.explainer import Explainer, embedded_bundle_path
-from camrt.server.errors import ModelNotFoundError, ModelNotReadyError, SettingsError
+from camrt.server.errors import ModelNotFoundError, ModelNotReadyError, SettingsError, SeveralWorkersError
 from camrt.server.model_check import SelfCheckError, batch_buckets, default_plan, warm_up
 from camrt.server.model_files import digest_of
 from camrt.server.models import ModelRepository
@@ -166,7 +166,7 @@ def test_a_file_that_broke_in_place_leaves_what_is_loaded(tmp_path: Path, bundle
         assert repository.get("cats") is held
         (status,) = repository.statuses()
         assert status.state == "ready"
-        assert "bundle.onnx" in status.reason
+        assert status.reason.startswith("cats/1/bundle.onnx is not")
 
     with_repository(test, model_repository=tmp_path)
 
@@ -305,3 +305,37 @@ def test_another_provider_is_compared_with_the_cpu() -> None:
 
     with pytest.raises(SelfCheckError, match="correlate"):
         warm_up(Wrong(threads=1), 1, embedded_bundle_path(), "another")
+
+
+def test_clients_do_not_read_where_files_are_and_the_log_does(
+    tmp_path: Path, bundles: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    put(bundles[0], tmp_path, "cats", 1)
+
+    async def test(repository: ModelRepository) -> None:
+        put(bundles[1], tmp_path, "cats", 2).write_bytes(bundles[1].read_bytes()[:5000])
+        with pytest.raises(ModelError) as told:
+            await repository.load("cats")
+        texts = [str(told.value), repository.statuses()[1].reason]
+        with pytest.raises(ModelNotReadyError) as refused:
+            repository.get("cats", "2")
+        for text in (*texts, str(refused.value)):
+            assert "cats/2/bundle.onnx" in text
+            assert str(tmp_path) not in text
+        assert f"{tmp_path}/cats/2/bundle.onnx" in caplog.text
+
+    with_repository(test, model_repository=tmp_path)
+
+
+def test_one_of_several_processes_takes_no_orders_of_its_own(tmp_path: Path, bundles: list[Path]) -> None:
+    put(bundles[0], tmp_path, "cats", 1)
+
+    async def test(repository: ModelRepository) -> None:
+        for call in (repository.load, repository.unload):
+            with pytest.raises(SeveralWorkersError, match=r"SIGHUP.*poll_seconds"):
+                await call("cats")
+        put(bundles[1], tmp_path, "cats", 2)
+        await repository.reload()
+        assert table(repository)[-1] == ("cats", "2", "ready")
+
+    with_repository(test, model_repository=tmp_path, workers=2)

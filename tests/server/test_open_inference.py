@@ -25,10 +25,13 @@ from tritonclient.utils import InferenceServerException
 import camrt
 from camrt.explainer import embedded_bundle_path, sample_image_path
 from camrt.inference import open_inference_pb2 as pb
+from camrt.server.errors import OverloadedError
 from camrt.server.open_inference import SERVICE_NAME
 from camrt.server.open_inference.inference import resolve_ranks
 from camrt.server.security import token_digest
 from camrt.types import AnyArray, FloatArray
+from camrt.v1 import explainer_pb2 as explainer_pb
+from camrt.v1 import explainer_pb2_grpc as explainer_grpc
 from tests.server.loopback import Loopback
 
 MODEL = "shapes"
@@ -190,6 +193,103 @@ def test_statistics_count(client: triton.InferenceServerClient, tensors: FloatAr
     assert after.last_inference > 1_600_000_000_000
     assert len(client.get_inference_statistics().model_stats) == 2
     assert client.get_inference_statistics(MODEL, "1").model_stats[0].version == "1"
+
+
+def test_statistics_are_of_the_same_requests_whichever_service_answers(
+    server: Loopback, client: triton.InferenceServerClient, tensors: FloatArray
+) -> None:
+    def stats() -> Any:
+        return client.get_inference_statistics(MODEL).model_stats[0]
+
+    client.infer(MODEL, [triton_input("image", tensors[:2])])
+    before = stats()
+    picture = explainer_pb.Image(encoded=sample_image_path().read_bytes())
+    with grpc.insecure_channel(server.address) as channel:
+        stub = explainer_grpc.ExplainerServiceStub(channel)
+        stub.Explain(explainer_pb.ExplainRequest(image=picture), timeout=30)
+        stub.Evaluate(explainer_pb.EvaluateRequest(image=picture, metrics=["complexity"]), timeout=30)
+        with pytest.raises(grpc.RpcError):
+            stub.Explain(explainer_pb.ExplainRequest(), timeout=30)
+        with pytest.raises(grpc.RpcError):  # refused on its way into the queue
+            stub.Evaluate(explainer_pb.EvaluateRequest(image=picture, class_index=6), timeout=30)
+    client.infer(MODEL, [triton_input("image", tensors)])
+    after = stats()
+    assert after.inference_count - before.inference_count == 1 + 1 + 3
+    for name, count in (("success", 3), ("fail", 2), ("queue", 3), ("compute_infer", 3), ("compute_output", 3)):
+        grown = getattr(after.inference_stats, name).count - getattr(before.inference_stats, name).count
+        assert grown == count, name
+    for name in ("success", "fail", "compute_input", "compute_infer", "compute_output"):
+        assert getattr(after.inference_stats, name).ns > getattr(before.inference_stats, name).ns, name
+
+
+def test_every_image_of_a_request_counts_in_admission(
+    server: Loopback, client: triton.InferenceServerClient, tensors: FloatArray
+) -> None:
+    admitted: list[tuple[int, int]] = []
+    engine = server.app.engine
+    admit = engine.admit
+
+    def noted(nbytes: int, items: int = 1, deadline: float | None = None) -> Any:
+        admitted.append((nbytes, items))
+        return admit(nbytes, items, deadline)
+
+    engine.admit = noted  # type: ignore[method-assign]
+    try:
+        client.infer(MODEL, [triton_input("image", tensors)])
+        client.infer(MODEL, [triton_input("image", files(*[sample_image_path().read_bytes()] * 2))])
+        for shape in ([-3, 3, 4, 4], [1 << 40, 3, 4, 4], []):
+            image = triton.InferInput("image", shape, "FP32")
+            image._raw_content = bytes(4)
+            with pytest.raises(InferenceServerException):
+                client.infer(MODEL, [image])
+    finally:
+        del engine.admit  # type: ignore[method-assign]
+    assert [items for _, items in admitted] == [3, 2, 1, MAX_BATCH, 1]
+    assert admitted[0][0] >= tensors.nbytes
+    assert admitted[1][0] >= 2 * sample_image_path().stat().st_size
+
+
+def test_a_large_message_is_refused_before_it_is_parsed(
+    server: Loopback, call: Callable[[pb.ModelInferRequest], pb.ModelInferResponse], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[int] = []
+
+    def full(nbytes: int) -> None:
+        checked.append(nbytes)
+        raise OverloadedError("Full.", "Wait.", 1234)
+
+    monkeypatch.setattr(server.app._calls, "check_room", full)
+    small = pb.ModelInferRequest(model_name="x", raw_input_contents=[b""])
+    with pytest.raises(grpc.RpcError) as unknown:
+        call(small)
+    assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+    with pytest.raises(grpc.RpcError) as refused:
+        call(pb.ModelInferRequest(model_name="x", raw_input_contents=[bytes(2 << 20)]))
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert dict(refused.value.trailing_metadata())["grpc-retry-pushback-ms"] == "1234"
+    assert len(checked) == 1
+    assert checked[0] > 2 << 20
+
+
+def test_a_stream_says_when_a_request_may_come_again(server: Loopback) -> None:
+    get = server.app.repository.get
+
+    def full(*_: str) -> None:
+        raise OverloadedError("Full.", "Wait.", 1234)
+
+    server.app.repository.get = full  # type: ignore[assignment]
+    try:
+        with grpc.insecure_channel(server.address) as channel:
+            stream = channel.stream_stream(
+                f"/{SERVICE_NAME}/ModelStreamInfer",
+                request_serializer=pb.ModelInferRequest.SerializeToString,
+                response_deserializer=pb.ModelStreamInferResponse.FromString,
+            )
+            (reply,) = stream(iter([pb.ModelInferRequest(id="7")]), timeout=30)
+    finally:
+        server.app.repository.get = get  # type: ignore[method-assign]
+    assert (reply.error_message, reply.infer_response.id) == ("Full. Wait.", "7")
+    assert reply.infer_response.parameters["retry_after_ms"].int64_param == 1234
 
 
 # Inference

@@ -16,7 +16,8 @@ from google.rpc import error_details_pb2, status_pb2
 from PIL import Image
 
 import camrt
-from camrt.cam import CAM_METHODS
+from camrt.cam import CAM_METHODS, Perturbation
+from camrt.cam.methods import available_methods
 from camrt.explainer import sample_image_path
 from camrt.server.errors import OverloadedError
 from camrt.v1 import explainer_pb2 as pb
@@ -42,7 +43,9 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> camrt.Explainer:
 
 @pytest.fixture(scope="module")
 def server(explainer: camrt.Explainer, bare: camrt.Explainer) -> Iterator[Serving]:
-    with serving(Models(shapes=explainer, bare=bare), classes=4, layers=3, output_pixels=2_000_000) as running:
+    with serving(
+        Models(shapes=explainer, bare=bare), classes=4, layers=3, output_pixels=2_000_000, scorecam_channels=8
+    ) as running:
         yield running
 
 
@@ -125,11 +128,48 @@ def test_nothing_is_sent_that_was_not_asked_for(stub, sample: bytes) -> None:
 @pytest.mark.parametrize("method", CAM_METHODS)
 def test_methods(stub, explainer: camrt.Explainer, sample: bytes, method: str) -> None:
     options = pb.ExplanationOptions(method=method)
+    if method not in available_methods(explainer.manifest, explainer.manifest.layer_names[:1]):
+        code, info, _ = failure(lambda: stub.Explain(request(sample, options=options), timeout=SECONDS))
+        assert (code, info.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "METHOD_UNAVAILABLE")
+        return
     reply = stub.Explain(request(sample, options=options), timeout=SECONDS)
-    (expected,) = explainer.explain_images(sample, method=method)
+    (expected,) = explainer.explain_images(sample, method=method, perturbation=Perturbation(8))
     assert (reply.options.method, reply.options.base_method, reply.options.fusion) == (method, "", "")
     levels = np.frombuffer(reply.explanations[0].saliency_map.data, np.uint8)
     np.testing.assert_array_equal(levels, np.rint(255 * expected.saliency_map).astype(np.uint8).ravel())
+
+
+def test_expensive_methods_keep_within_the_budget(stub, explainer: camrt.Explainer, sample: bytes) -> None:
+    options = pb.ExplanationOptions(method="scorecam", channels=5)
+    reply = stub.Explain(request(sample, options=options), timeout=SECONDS)
+    (expected,) = explainer.explain_images(sample, method="scorecam", perturbation=Perturbation(5))
+    levels = np.frombuffer(reply.explanations[0].saliency_map.data, np.uint8)
+    np.testing.assert_array_equal(levels, np.rint(255 * expected.saliency_map).astype(np.uint8).ravel())
+    assert reply.options.channels == 5
+    reply = stub.Explain(request(sample, options=pb.ExplanationOptions(method="scorecam")), timeout=SECONDS)
+    assert reply.options.channels == 8
+    assert stub.Explain(request(sample), timeout=SECONDS).options.channels == 0
+    for wrong in (
+        pb.ExplanationOptions(method="scorecam", channels=9),
+        pb.ExplanationOptions(method="scorecam", channels=-1),
+        pb.ExplanationOptions(base_method="gradcam", channels=5),
+    ):
+        code, info, _ = failure(lambda wrong=wrong: stub.Explain(request(sample, options=wrong), timeout=SECONDS))
+        assert (code, info.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT")
+
+
+def test_an_expensive_map_is_measured_with_its_own_budget(stub, explainer: camrt.Explainer, sample: bytes) -> None:
+    limits, inputs = Perturbation(3), explainer.preprocess_images(sample)
+    message = pb.EvaluateRequest(
+        image=pb.Image(encoded=sample),
+        metrics=["coherency"],
+        options=pb.ExplanationOptions(method="scorecam", channels=3),
+        class_index=2,
+    )
+    made = explainer.explain(inputs, 2, "scorecam", perturbation=limits)
+    expected = explainer.evaluate(inputs, made, ("coherency",), perturbation=limits)
+    reply = stub.Evaluate(message, timeout=SECONDS)
+    assert reply.scores["coherency"] == pytest.approx(expected["coherency"][0], abs=1e-4)
 
 
 def test_refinecam_options(stub, explainer: camrt.Explainer, sample: bytes) -> None:
@@ -495,7 +535,11 @@ def test_get_model(stub, explainer: camrt.Explainer, bare: camrt.Explainer) -> N
     for layer, known in zip(reply.target_layers, manifest.target_layers, strict=True):
         assert tuple(layer.shape) == known.shape
         assert layer.stride[0] == manifest.input_shape[1] / known.shape[1]
-    assert {"refinecam", *CAM_METHODS} == {method.name for method in reply.methods}
+    available = available_methods(manifest, manifest.layer_names[:1])
+    assert {"refinecam", *available} == {method.name for method in reply.methods}
+    heavy = {method.name for method in reply.methods if method.heavy}
+    assert heavy == {name for name in available if CAM_METHODS[name].expensive}
+    assert all((method.cost > 1) == method.heavy for method in reply.methods)
     assert "product" in reply.fusions
     assert "arcc" in reply.metrics
     assert reply.defaults.method == "refinecam"

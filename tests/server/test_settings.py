@@ -73,6 +73,15 @@ def test_plain_text_leaves_loopback_only_when_it_is_told_to() -> None:
     assert not load_settings({"reflection": False}).uses_reflection
 
 
+def test_cores_are_shared_by_workers_and_their_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("camrt.server.settings.cores", lambda: 16)
+    for workers, batches, run, io in ((1, 1, 16, 17), (2, 1, 8, 9), (2, 4, 2, 9), (1, 4, 4, 17), (32, 2, 1, 2)):
+        settings = load_settings({"workers": workers, "concurrent_batches": batches})
+        assert (settings.run_threads, settings.decoding_threads) == (run, io)
+    settings = load_settings({"workers": 4, "threads": 3, "io_threads": 5})
+    assert (settings.run_threads, settings.decoding_threads) == (3, 5)
+
+
 def test_what_is_printed_names_files_and_holds_no_secret(tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text("explain " + "ab" * 32)
     text = load_settings({"tokens": tmp_path / "tokens"}).to_json()

@@ -12,19 +12,21 @@ from google.rpc import error_details_pb2, status_pb2
 import camrt.errors
 import camrt.server.errors
 from camrt.errors import CamrtError, ImageError, InvalidInputError, UnsupportedModelError, UnsupportedOpError
-from camrt.server.errors import DeadlineError, OverloadedError, ServerError, SettingsError
+from camrt.server.errors import DeadlineError, OverloadedError, ServerError, SettingsError, WorkerStartError
 from camrt.server.status import INTERNAL, STATUS_TABLE, Edge, Status, code_number, status_of
 
 CODES = {
     "INVALID_ARGUMENT": ["InvalidInputError", "ImageError", "ImputationError"],
     "NOT_FOUND": ["MethodNotFoundError", "ClassIndexError", "LayerNotFoundError", "ModelNotFoundError"],
     "FAILED_PRECONDITION": [
+        "MethodUnavailableError",
         "ModelError",
         "InvalidModelError",
         "UnsupportedModelError",
         "UnsupportedOpError",
         "BundleError",
         "BackendUnavailableError",
+        "SeveralWorkersError",
     ],
     "UNAVAILABLE": ["ModelNotReadyError", "DrainingError"],
     "RESOURCE_EXHAUSTED": ["OverloadedError"],
@@ -33,7 +35,7 @@ CODES = {
     "PERMISSION_DENIED": ["PermissionDeniedError"],
 }
 # Bases, and what is never raised while a request is served.
-UNTOLD = {CamrtError, ServerError, SettingsError}
+UNTOLD = {CamrtError, ServerError, SettingsError, WorkerStartError}
 
 
 def error_classes() -> list[type[CamrtError]]:

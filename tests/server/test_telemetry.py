@@ -61,6 +61,12 @@ def test_long_texts_are_cut_and_objects_are_told(lines: io.StringIO) -> None:
     assert "object" in json.loads(lines.getvalue())["what"]
 
 
+def test_lines_of_one_of_several_workers_have_its_number() -> None:
+    record = logging.makeLogRecord({"msg": "hello"})
+    assert json.loads(JsonFormatter(0).format(record))["worker"] == 0
+    assert "worker" not in json.loads(JsonFormatter().format(record))
+
+
 def test_levels_below_the_set_one_and_warnings(lines: io.StringIO) -> None:
     logging.getLogger("camrt.test").debug("silent")
     with warnings.catch_warnings():

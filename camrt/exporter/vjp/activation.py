@@ -27,6 +27,8 @@ def keep_where(op: OpBuilder, condition: ir.Value, cotangent: ir.Value) -> ir.Va
 
     A product with the mask: ONNX Runtime's Where takes several times as long (benchmarks/bench_lowering.py).
     """
+    if not op.lowering:
+        return op("Where", condition, cotangent, op.scalar(0.0))
     return op("Mul", cotangent, op.cast(condition))
 
 

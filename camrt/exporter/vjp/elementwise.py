@@ -14,6 +14,13 @@ def add(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
     return [_if_wanted(op, node, index, cotangent) for index in range(len(node.inputs))]
 
 
+@register_vjp("Mean")
+def mean(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
+    """Each of n terms gets dy / n."""
+    share = op("Mul", cotangent, op.scalar(1.0 / len(node.inputs)))
+    return [_if_wanted(op, node, index, share) for index in range(len(node.inputs))]
+
+
 @register_vjp("Sub")
 def sub(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
     """da = dy, db = -dy."""
@@ -60,14 +67,14 @@ def where(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
 
 @register_vjp("Max", "Min")
 def extremum(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
-    """The gradient goes to the inputs that equal the output."""
-    gradients: list[ir.Value | None] = []
-    for index, value in enumerate(node.inputs):
-        chosen = None
-        if op.wants(value):
-            chosen = op("Where", op("Equal", value, node.outputs[0]), cotangent, op.scalar(0.0))
-        gradients.append(_if_wanted(op, node, index, chosen))
-    return gradients
+    """The inputs that equal the output share the gradient evenly, as torch.maximum does."""
+    values = [operand(node, index) for index in range(len(node.inputs))]
+    chosen = [op.cast(op("Equal", value, node.outputs[0])) for value in values]
+    total = chosen[0]
+    for more in chosen[1:]:
+        total = op("Add", total, more)
+    share = op("Div", cotangent, total)
+    return [_if_wanted(op, node, index, op("Mul", share, mask)) for index, mask in enumerate(chosen)]
 
 
 def _if_wanted(op: OpBuilder, node: ir.Node, index: int, gradient: ir.Value | None) -> ir.Value | None:

@@ -1,4 +1,4 @@
-"""Vjp rules of pooling and of reductions over positions."""
+"""Vjp rules of pooling, and of normalisation over a window of channels."""
 
 from __future__ import annotations
 
@@ -7,54 +7,40 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from camrt.exporter.lowering import enlarge
+from camrt.exporter.lowering import enlarge, tiled_max_gradient
 from camrt.exporter.op_builder import OpBuilder
-from camrt.exporter.shapes import nominal_shape
+from camrt.exporter.shapes import is_float, nominal_shape
+from camrt.exporter.vjp.reduction import share_among_equal
 from camrt.exporter.vjp.registry import (
     Gradients,
-    constant_ints,
+    float_attribute,
     int_attribute,
-    ints_attribute,
     operand,
     register_vjp,
     unsupported,
 )
-from camrt.exporter.vjp.window import Window
+from camrt.exporter.vjp.window import Window, end_pads
+
+_MAX_RANKS = 2048  # float16 counts no further
 
 
 @register_vjp("GlobalAveragePool")
 def global_average_pool(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
     """Every position gets dy / (h w)."""
     x = operand(node)
-    return [op.expand_like(_per_position(op, cotangent, x, (2, 3)), x)]
+    return [op.expand_like(_per_position(op, cotangent, x, _positions(x)), x)]
 
 
-@register_vjp("ReduceMean")
-def reduce_mean(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
-    """Every element gets dy / (number of elements averaged)."""
-    x, axes = operand(node), _axes(node)
-    kept = _with_axes(op, node, cotangent, axes)
-    return [op.expand_like(_per_position(op, kept, x, axes), x)]
-
-
-@register_vjp("ReduceSum")
-def reduce_sum(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
-    """Every element gets dy."""
-    x = operand(node)
-    return [op.expand_like(_with_axes(op, node, cotangent, _axes(node)), x)]
-
-
-@register_vjp("ReduceMax", "GlobalMaxPool")
-def reduce_max(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
+@register_vjp("GlobalMaxPool")
+def global_max_pool(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
     """The largest elements share dy evenly, as torch.amax does."""
     x = operand(node)
-    axes = (2, 3) if node.op_type == "GlobalMaxPool" else _axes(node)
-    keep = node.op_type == "GlobalMaxPool" or int_attribute(node, "keepdims", 1) == 1
-    peak = node.outputs[0] if keep else op("Unsqueeze", node.outputs[0], op.ints(axes))
-    chosen = op.cast(op("Equal", x, peak))
-    share = op("Div", chosen, op.reduce_sum(chosen, axes))
-    gradient = op("Mul", share, cotangent if keep else op("Unsqueeze", cotangent, op.ints(axes)))
-    return [gradient]
+    return [share_among_equal(op, x, node.outputs[0], cotangent, _positions(x))]
+
+
+def _positions(x: ir.Value) -> tuple[int, ...]:
+    """The axes behind the channels."""
+    return tuple(range(2, len(nominal_shape(x))))
 
 
 @register_vjp("AveragePool")
@@ -64,7 +50,7 @@ def average_pool(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients
     if window.is_identity:
         return [cotangent]
     include_pad = bool(int_attribute(node, "count_include_pad", 0))
-    counts = window.counts(ints_attribute(node, "pads", (0, 0, 0, 0))[2:] if include_pad else None)
+    counts = window.counts(end_pads(node, window) if include_pad else None)
     share = op("Mul", cotangent, op.constant((1.0 / counts).astype(op.dtype.numpy())[None, None]))
     if not window.tiles:
         return [window.scatter(op, [share] * len(window.offsets), nominal_shape(operand(node))[1])]
@@ -75,11 +61,16 @@ def average_pool(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients
 def max_pool(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
     """The first maximum of each window, row by row, gets dy.
 
-    The input at each offset of the windows is compared with the output; a running mask keeps the first match.
+    The input at each offset of the windows is compared with the output; a running mask keeps the first match. Windows
+    that tile the input have a faster form, see camrt.exporter.lowering.
     """
     if len(node.outputs) > 1:
         raise unsupported(node, "its Indices output is used")
+    if not is_float(node.outputs[0]):
+        raise unsupported(node, "it works on integers")
     window, y = Window.of(node), node.outputs[0]
+    if op.lowering and window.tiles and len(window.offsets) <= _MAX_RANKS:
+        return [tiled_max_gradient(op, operand(node), y, cotangent, window.kernel, window.size)]
     lowest = float(np.finfo(op.dtype.numpy()).min)
     taken: ir.Value | None = None
     parts = []
@@ -91,21 +82,29 @@ def max_pool(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
     return [window.scatter(op, parts, nominal_shape(y)[1])]
 
 
-def _axes(node: ir.Node) -> tuple[int, ...]:
-    """The reduced axes counted from the front, from the attribute or the input; the batch axis is refused."""
-    given = constant_ints(node, 1) or ints_attribute(node, "axes", ())
-    rank = len(nominal_shape(operand(node)))
-    axes = tuple(sorted(axis % rank for axis in given))
-    if not axes or axes[0] == 0:
-        raise unsupported(node, "it reduces the batch axis")
-    return axes
+@register_vjp("LRN")
+def local_response_normalization(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
+    """y = x d^-beta, d = bias + alpha / size * (sum of x^2 over a window of channels).
+
+    dx = dy d^-beta - 2 alpha beta / size * x * (sum over the mirrored window of dy x d^(-beta - 1)).
+    """
+    x, size = operand(node), int_attribute(node, "size", 1)
+    alpha, beta = float_attribute(node, "alpha", 1e-4), float_attribute(node, "beta", 0.75)
+    before, after = (size - 1) // 2, size // 2
+    spread = op("Mul", _over_channels(op, op("Mul", x, x), x, before, after), op.scalar(alpha))
+    d = op("Add", spread, op.scalar(float_attribute(node, "bias", 1.0)))
+    scaled = op("Mul", cotangent, op("Pow", d, op.scalar(-beta)))
+    through = _over_channels(op, op("Div", op("Mul", scaled, x), d), x, after, before)
+    return [op("Sub", scaled, op("Mul", op("Mul", x, op.scalar(2 * alpha * beta)), through))]
 
 
-def _with_axes(op: OpBuilder, node: ir.Node, cotangent: ir.Value, axes: tuple[int, ...]) -> ir.Value:
-    """The cotangent with the reduced axes present, of length 1."""
-    if int_attribute(node, "keepdims", 1):
-        return cotangent
-    return op("Unsqueeze", cotangent, op.ints(axes))
+def _over_channels(op: OpBuilder, value: ir.Value, x: ir.Value, before: int, after: int) -> ir.Value:
+    """The mean, zeros counted, over each channel, ``before`` ones in front of it and ``after`` ones behind it."""
+    channels, *sides = nominal_shape(x)[1:]
+    flat = op("Reshape", value, op.ints([-1, 1, channels, math.prod(sides)]))
+    kernel, pads = [before + 1 + after, 1], [before, 0, after, 0]
+    mean = op("AveragePool", flat, kernel_shape=kernel, pads=pads, strides=[1, 1], count_include_pad=1)
+    return op.reshape_like(mean, x)
 
 
 def _per_position(op: OpBuilder, cotangent: ir.Value, x: ir.Value, axes: tuple[int, ...]) -> ir.Value:

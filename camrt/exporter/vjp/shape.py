@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from camrt.exporter.op_builder import OpBuilder
 from camrt.exporter.shapes import BATCH, nominal_shape
+from camrt.exporter.vjp.indexing import put_back
 from camrt.exporter.vjp.registry import (
     Gradients,
     constant_ints,
@@ -24,10 +25,10 @@ from camrt.exporter.vjp.registry import (
 
 @register_vjp("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 def reshape(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
-    """The elements keep their order; the first axis, which holds the batch, is inferred."""
-    x = operand(node)
-    if nominal_shape(x)[0] != BATCH and nominal_shape(node.outputs[0])[0] == BATCH:
-        raise unsupported(node, "it moves the batch to the first axis")
+    """The elements keep their order; the axis that holds the batch is inferred."""
+    x, y = operand(node), node.outputs[0]
+    if (x in op.batch_axes) != (y in op.batch_axes):
+        raise unsupported(node, "it divides the batch")
     return [op.reshape_like(cotangent, x)]
 
 
@@ -61,61 +62,63 @@ def concat(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
 
 @register_multi_output_vjp("Split")
 def split(op: OpBuilder, node: ir.Node, cotangents: Sequence[ir.Value | None]) -> Gradients:
-    """The parts side by side again; a part that nobody used counts as zeros."""
-    axis = _axis(node, operand(node))
-    template = next(cotangent for cotangent in cotangents if cotangent is not None)
-    batch = op("Shape", template, start=0, end=1)
-    parts = []
+    """The parts side by side again; parts that nobody used count as zeros."""
+    x = operand(node)
+    axis = _axis(node, x)
+    if all(cotangent is not None for cotangent in cotangents):
+        return [op("Concat", *cotangents, axis=axis)]
+    gradient: ir.Value | None = None
+    start = 0
     for output, cotangent in zip(node.outputs, cotangents, strict=True):
-        if cotangent is None:
-            size = op("Concat", batch, op.ints(nominal_shape(output)[1:]), axis=0)
-            cotangent = op("Expand", op.scalar(0.0), size)
-        parts.append(cotangent)
-    return [op("Concat", *parts, axis=axis)]
-
-
-@register_vjp("Slice")
-def slice_(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
-    """Zeros around the part that was taken; steps other than 1 are refused."""
-    x, y = operand(node), node.outputs[0]
-    starts, ends = constant_ints(node, 1), constant_ints(node, 2)
-    assert starts is not None
-    assert ends is not None
-    axes = constant_ints(node, 3) or tuple(range(len(starts)))
-    if any(step != 1 for step in constant_ints(node, 4) or ()):
-        raise unsupported(node, "a step other than 1")
-    shape, rank = nominal_shape(x), len(nominal_shape(x))
-    before, after = [0] * rank, [0] * rank
-    for axis, start in zip(axes, starts, strict=True):
-        axis %= rank
-        length = shape[axis]
-        before[axis] = max(start + length, 0) if start < 0 else min(start, length)
-        after[axis] = length - before[axis] - nominal_shape(y)[axis]
-    padded = op("Pad", cotangent, op.ints([*before, *after]), op.scalar(0.0))
-    return [padded]
-
-
-@register_vjp("Pad")
-def pad(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
-    """The part inside the padding; only constant padding with non-negative amounts."""
-    mode = node.attributes.get("mode")
-    pads = constant_ints(node, 1)
-    assert pads is not None
-    if (mode is not None and mode.as_string() != "constant") or min(pads) < 0:
-        raise unsupported(node, "a mode other than constant, or a negative amount")
-    axes = constant_ints(node, 3) or tuple(range(len(pads) // 2))
-    gradient = cotangent
-    for axis, start in zip(axes, pads, strict=False):
-        length = nominal_shape(operand(node))[axis]
-        if nominal_shape(node.outputs[0])[axis] != length:
-            gradient = _slice(op, gradient, start, start + length, axis)
+        end = start + nominal_shape(output)[axis]
+        if cotangent is not None:
+            part = put_back(op, cotangent, np.arange(start, end), nominal_shape(x), axis)
+            gradient = part if gradient is None else op("Add", gradient, part)
+        start = end
     return [gradient]
+
+
+@register_vjp("Tile")
+def tile(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
+    """Sums over the copies: an axis of length r d is (r, d), and r is summed."""
+    shape, repeats = nominal_shape(operand(node)), constant_ints(node, 1)
+    assert repeats is not None
+    if any(repeat != 1 for repeat, dim in zip(repeats, shape, strict=True) if dim == BATCH):
+        raise unsupported(node, "it repeats the batch")
+    apart: list[int] = []
+    copies: list[int] = []
+    for repeat, dim in zip(repeats, shape, strict=True):
+        if repeat > 1:
+            copies.append(len(apart))
+            apart.append(repeat)
+        apart.append(dim)
+    if not copies:
+        return [cotangent]
+    return [op.reduce_sum(op("Reshape", cotangent, op.ints(apart)), copies, keepdims=0)]
+
+
+@register_vjp("DepthToSpace")
+def depth_to_space(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
+    """The inverse; mode CRD keeps the channels in front of their blocks, DCR behind them."""
+    x, block = operand(node), int_attribute(node, "blocksize", 1)
+    mode = node.attributes.get("mode")
+    if mode is None or mode.as_string() == "DCR":
+        return [op("SpaceToDepth", cotangent, blocksize=block)]
+    _, channels, height, width = nominal_shape(x)
+    blocks = op("Reshape", cotangent, op.ints([-1, channels // block**2, height, block, width, block]))
+    return [op.reshape_like(op("Transpose", blocks, perm=[0, 1, 3, 5, 2, 4]), x)]
+
+
+@register_vjp("SpaceToDepth")
+def space_to_depth(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
+    """The inverse."""
+    return [op("DepthToSpace", cotangent, blocksize=int_attribute(node, "blocksize", 1), mode="DCR")]
 
 
 def _axis(node: ir.Node, value: ir.Value) -> int:
     """The node's axis counted from the front; the batch axis is refused."""
     axis = int_attribute(node, "axis", 0) % len(nominal_shape(value))
-    if axis == 0:
+    if nominal_shape(value)[axis] == BATCH:
         raise unsupported(node, "it works along the batch axis")
     return axis
 

@@ -21,19 +21,30 @@ _MAX_POSITIONS = 1 << 14  # of one window: the gradient takes some nodes a posit
 def begin_pads(
     node: ir.Node, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int] = (1, 1)
 ) -> tuple[int, int]:
-    """Padding above and to the left, with auto_pad resolved."""
+    """Padding above and to the left, with auto_pad resolved. A node of one dimension has a single row."""
     auto = node.attributes.get("auto_pad")
     mode = "NOTSET" if auto is None else auto.as_string()
     if mode == "VALID":
         return 0, 0
     if mode in ("SAME_UPPER", "SAME_LOWER"):
-        shape, output = nominal_shape(operand(node)), nominal_shape(node.outputs[0])
-        reach = [(output[a + 2] - 1) * strides[a] + dilations[a] * (kernel[a] - 1) + 1 for a in (0, 1)]
-        totals = [max(reach[a] - shape[a + 2], 0) for a in (0, 1)]
-        rows, columns = (total // 2 if mode == "SAME_UPPER" else total - total // 2 for total in totals)
-        return rows, columns
+        shape, output = (nominal_shape(value)[2:] for value in (operand(node), node.outputs[0]))
+        (height, width), (rows, columns) = ((1,) * (2 - len(sides)) + sides for sides in (shape, output))
+        reach = [(o - 1) * strides[a] + dilations[a] * (kernel[a] - 1) + 1 for a, o in enumerate((rows, columns))]
+        totals = [max(reach[a] - side, 0) for a, side in enumerate((height, width))]
+        above, left = (total // 2 if mode == "SAME_UPPER" else total - total // 2 for total in totals)
+        return above, left
     pads = ints_attribute(node, "pads", (0, 0, 0, 0))
-    return pads[0], pads[1]
+    return (0, pads[0]) if len(pads) == 2 else (pads[0], pads[1])
+
+
+def end_pads(node: ir.Node, window: Window) -> tuple[int, int]:
+    """Padding below and to the right that the node declares, with auto_pad resolved."""
+    auto = node.attributes.get("auto_pad")
+    if auto is not None and auto.as_string() in ("SAME_UPPER", "SAME_LOWER"):
+        rows, columns = window.end
+        return max(rows, 0), max(columns, 0)
+    pads = ints_attribute(node, "pads", (0, 0, 0, 0))
+    return pads[2], pads[3]
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from camrt.server.open_inference.requests import (
     SALIENCY_MAP,
     Inference,
 )
+from camrt.server.statistics import RequestTimes
 from camrt.types import AnyArray, FloatArray, IntArray, SessionOutputs
 
 T = TypeVar("T")
@@ -39,11 +40,18 @@ class Outcome:
 
 
 async def run(
-    engine: Engine, model: LoadedModel, inference: Inference, deadline: float | None
+    engine: Engine, model: LoadedModel, inference: Inference, times: RequestTimes, deadline: float | None
 ) -> Callable[[], Outcome]:
     """Computes the outputs, and nothing that is not asked for: without a map, no backward pass.
 
     Activations and gradients are not part of a batch with other requests: they run in the heavy lane, image by image.
+
+    Args:
+        engine: where it runs.
+        model: the model.
+        inference: what is asked for.
+        times: gets how long the images waited and ran.
+        deadline: time.monotonic() seconds, or None.
 
     Returns:
         What puts the outcome together; it is slow, and belongs into the pool.
@@ -58,9 +66,14 @@ async def run(
             for tensor, classes in zip(inference.tensors, inference.class_indices, strict=True)
         ]
         results = await gather([engine.explain(work) for work in works])
+        for result in results:
+            times.ran(result.queue_seconds, result.inference_seconds + result.kernels_seconds)
         logits = np.stack([result.logits for result in results])
     else:
-        logits = np.stack(await gather([engine.predict(model, tensor, deadline) for tensor in inference.tensors]))
+        predicted = await gather([engine.predict(model, tensor, deadline) for tensor in inference.tensors])
+        for prediction in predicted:
+            times.ran(prediction.queue_seconds, prediction.inference_seconds)
+        logits = np.stack([prediction.logits for prediction in predicted])
     chosen = _explained(results) if results else resolve_ranks(logits, inference.class_indices)
     layers = await _layer_arrays(engine, model, inference, chosen, deadline)
     return partial(_collect, model, inference, results, logits, chosen, layers)

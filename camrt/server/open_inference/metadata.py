@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from camrt.inference import open_inference_pb2 as pb
-from camrt.server.engine import ModelStatistics
 from camrt.server.models import LoadedModel, ModelStatus
 from camrt.server.open_inference.requests import (
     ACTIVATIONS,
@@ -15,6 +14,7 @@ from camrt.server.open_inference.requests import (
     SALIENCY_MAP,
 )
 from camrt.server.settings import ServerSettings
+from camrt.server.statistics import ModelStatistics
 
 PLATFORM = "camrt_bundle"
 BACKEND = "camrt"
@@ -82,41 +82,22 @@ def unloaded_entry(name: str) -> pb.RepositoryIndexResponse.ModelIndex:
     return pb.RepositoryIndexResponse.ModelIndex(name=name, state="UNAVAILABLE", reason="unloaded")
 
 
-class RequestStatistics:
-    """Requests of this service for one version of a model; seconds are sums."""
-
-    def __init__(self) -> None:
-        self.successes = self.failures = 0
-        self.success_seconds = self.failure_seconds = 0.0
-        self.decode_seconds = self.encode_seconds = 0.0
-
-    def count(self, answered: bool, seconds: float) -> None:
-        """A request that was answered, or was not, after some seconds."""
-        if answered:
-            self.successes += 1
-            self.success_seconds += seconds
-        else:
-            self.failures += 1
-            self.failure_seconds += seconds
-
-
-def model_statistics(name: str, version: str, runs: ModelStatistics, requests: RequestStatistics) -> pb.ModelStatistics:
-    """Runs are those of every service; success, failure, compute_input and compute_output are this service's."""
+def model_statistics(name: str, version: str, row: ModelStatistics) -> pb.ModelStatistics:
+    """Requests of every service; inference_count is the images of those that were answered."""
     message = pb.ModelStatistics(
         name=name,
         version=version,
-        last_inference=round(1000 * runs.last_inference),
-        inference_count=runs.requests,
-        execution_count=runs.executions,
+        last_inference=round(1000 * row.last_inference),
+        inference_count=row.items,
+        execution_count=row.executions,
     )
-    compute = runs.inference_seconds + runs.kernels_seconds
     for field, count, seconds in (
-        ("success", requests.successes, requests.success_seconds),
-        ("fail", requests.failures, requests.failure_seconds),
-        ("queue", runs.requests, runs.queue_seconds),
-        ("compute_input", requests.successes, requests.decode_seconds),
-        ("compute_infer", runs.executions, compute),
-        ("compute_output", requests.successes, requests.encode_seconds),
+        ("success", row.successes, row.success_seconds),
+        ("fail", row.failures, row.failure_seconds),
+        ("queue", row.successes, row.queue_seconds),
+        ("compute_input", row.successes, row.decode_seconds),
+        ("compute_infer", row.successes, row.run_seconds),
+        ("compute_output", row.successes, row.encode_seconds),
     ):
         duration = getattr(message.inference_stats, field)
         duration.count, duration.ns = count, round(1e9 * seconds)

@@ -33,6 +33,7 @@ from camrt.server.codec import preprocessing_of
 from camrt.server.models import LoadedModel
 from camrt.server.open_inference.parameters import OutputSize, Parameters
 from camrt.server.open_inference.tensors import BYTES, Tensor, read_tensors, shown
+from camrt.server.requests import limited
 from camrt.server.settings import ServerSettings
 from camrt.types import FloatArray, IntArray
 
@@ -115,6 +116,14 @@ def read_request(
     return inference
 
 
+def image_count(request: pb.ModelInferRequest, most: int) -> int:
+    """How many images a request says that it has, for its admission: 1 to ``most``; read_request checks it."""
+    for tensor in request.inputs:
+        if tensor.name == IMAGE and tensor.shape:
+            return max(1, min(int(tensor.shape[0]), most))
+    return 1
+
+
 def _outputs(request: pb.ModelInferRequest, manifest: Manifest) -> tuple[str, ...]:
     known = [*DEFAULT_OUTPUTS, *(kind + layer for layer in manifest.layer_names for kind in (ACTIVATIONS, GRADIENTS))]
     for output in request.outputs:
@@ -132,7 +141,7 @@ def _plan(parameters: Parameters, manifest: Manifest, settings: ServerSettings) 
     layers = parameters.target_layers
     if isinstance(layers, tuple) and len(layers) > settings.layers:
         raise InvalidInputError(f"{len(layers)} target layers.", f"Name at most {settings.layers}.")
-    return make_plan(
+    plan = make_plan(
         manifest,
         parameters.method or REFINECAM,
         parameters.base_method or _DEFAULT_BASE,
@@ -140,6 +149,7 @@ def _plan(parameters: Parameters, manifest: Manifest, settings: ServerSettings) 
         layers,
         _ORDER,
     )
+    return limited(plan, 0, settings)
 
 
 def _check_image(image: Tensor, output_size: OutputSize, manifest: Manifest, settings: ServerSettings) -> None:

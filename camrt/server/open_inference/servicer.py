@@ -15,28 +15,31 @@ import grpc
 
 from camrt.errors import InvalidInputError
 from camrt.inference import open_inference_pb2 as pb
-from camrt.server.engine import Engine, ModelStatistics
+from camrt.server.engine import Engine
 from camrt.server.errors import DrainingError, ModelNotFoundError, ModelNotReadyError
 from camrt.server.models import LoadedModel, ModelRepository
 from camrt.server.open_inference.inference import Outcome, run
 from camrt.server.open_inference.metadata import (
-    RequestStatistics,
     index_entry,
     model_config,
     model_metadata,
     model_statistics,
     unloaded_entry,
 )
-from camrt.server.open_inference.parameters import read_parameters
-from camrt.server.open_inference.requests import read_request
+from camrt.server.open_inference.parameters import Parameters, read_parameters
+from camrt.server.open_inference.requests import image_count, read_request
 from camrt.server.open_inference.tensors import add_output, shown
 from camrt.server.requests import deadline_of
 from camrt.server.settings import ServerSettings
+from camrt.server.statistics import RequestTimes
 from camrt.server.status import Context, Edge, log_failure, status_of
 from camrt.server.stream import ordered
+from camrt.server.telemetry import message_bytes
+from camrt.server.tracing import Part
 
 SERVICE_NAME = "inference.GRPCInferenceService"
 SERVER_NAME = "camrt"
+RETRY_PARAMETER = "retry_after_ms"  # of a reply of ModelStreamInfer, as grpc-retry-pushback-ms of ModelInfer
 EXTENSIONS = ("model_configuration", "model_repository", "parameters", "statistics")
 
 
@@ -59,7 +62,6 @@ class OpenInferenceServicer:
     ) -> None:
         self._repository, self._engine, self._settings = repository, engine, settings
         self._server_version = server_version
-        self._statistics: dict[tuple[str, str], RequestStatistics] = {}
 
     async def server_live(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
         """The process answers, so it lives."""
@@ -110,14 +112,7 @@ class OpenInferenceServicer:
                 keys = [(model.name, model.version)]
             else:
                 keys = [(item.name, item.version) for item in self._repository.statuses() if item.state == "ready"]
-            rows = [
-                model_statistics(
-                    *key,
-                    self._engine.statistics.get(key, ModelStatistics()),
-                    self._statistics.get(key, RequestStatistics()),
-                )
-                for key in keys
-            ]
+            rows = [model_statistics(*key, self._engine.statistics.of(*key)) for key in keys]
             return pb.ModelStatisticsResponse(model_stats=rows)
 
     async def repository_index(
@@ -176,7 +171,8 @@ class OpenInferenceServicer:
             deadline = deadline_of(context)
 
             async def infer(request: pb.ModelInferRequest) -> pb.ModelInferResponse:
-                return await self._infer(request, deadline)
+                with Part("request"):
+                    return await self._infer(request, deadline)
 
             limit = self._settings.stream_in_flight
             async for request, task in ordered(requests, infer, limit, lambda: self._engine.draining):
@@ -186,31 +182,31 @@ class OpenInferenceServicer:
 
     async def _infer(self, request: pb.ModelInferRequest, deadline: float | None) -> pb.ModelInferResponse:
         model = self._repository.get(request.model_name, request.model_version)
-        row = self._statistics.setdefault((model.name, model.version), RequestStatistics())
         started = time.monotonic()
-        answered = False
-        try:
-            response = await self._answer(request, deadline, model, row)
-            answered = True
-            return response
-        finally:
-            row.count(answered, time.monotonic() - started)
-
-    async def _answer(
-        self, request: pb.ModelInferRequest, deadline: float | None, model: LoadedModel, row: RequestStatistics
-    ) -> pb.ModelInferResponse:
-        started = time.monotonic()
-        with self._engine.admit(request.ByteSize()):
+        with self._engine.statistics.request(model) as times:
             parameters = read_parameters(request.parameters)
             deadline = _earlier(deadline, started, parameters.timeout_seconds)
-            read = partial(read_request, request, parameters, model, self._settings)
-            inference = await self._engine.offload(read, "decode")
-            row.decode_seconds += time.monotonic() - started
-            collect = await run(self._engine, model, inference, deadline)
-            encoding = time.monotonic()
-            response = await self._engine.offload(lambda: _response(request, model, collect()), "encode")
-            row.encode_seconds += time.monotonic() - encoding
-            return response
+            times.items = image_count(request, self._settings.max_batch)
+            with self._engine.admit(message_bytes(request), times.items, deadline):
+                return await self._answer(request, model, parameters, times, deadline)
+
+    async def _answer(
+        self,
+        request: pb.ModelInferRequest,
+        model: LoadedModel,
+        parameters: Parameters,
+        times: RequestTimes,
+        deadline: float | None,
+    ) -> pb.ModelInferResponse:
+        decoding = time.monotonic()
+        read = partial(read_request, request, parameters, model, self._settings)
+        inference = await self._engine.offload(read, "decode")
+        times.decode_seconds = time.monotonic() - decoding
+        collect = await run(self._engine, model, inference, times, deadline)
+        encoding = time.monotonic()
+        response = await self._engine.offload(lambda: _response(request, model, collect()), "encode")
+        times.encode_seconds = time.monotonic() - encoding
+        return response
 
     def _versions(self, name: str) -> list[str]:
         return [item.version for item in self._repository.statuses() if item.name == name and item.state == "ready"]
@@ -234,9 +230,10 @@ def _stream_reply(
         return pb.ModelStreamInferResponse(infer_response=response)
     status = status_of(error, request_id)
     log_failure(error, status, request_id)
-    return pb.ModelStreamInferResponse(
-        error_message=status.message, infer_response=pb.ModelInferResponse(id=request.id)
-    )
+    response = pb.ModelInferResponse(id=request.id)
+    if status.retry_after_ms is not None:
+        response.parameters[RETRY_PARAMETER].int64_param = status.retry_after_ms
+    return pb.ModelStreamInferResponse(error_message=status.message, infer_response=response)
 
 
 def _draining() -> DrainingError:

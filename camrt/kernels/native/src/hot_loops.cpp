@@ -1,14 +1,19 @@
 // Compiled once per instruction set, with CAMRT_VARIANT naming the build. See simd.hpp for what may be used here.
 #include "camrt/hot_loops.hpp"
 
+#include "camrt/math/interpolation.hpp"
+#include "camrt/math/weights.hpp"
 #include "simd.hpp"
 
 namespace {
 
+using camrt::blend;
 using camrt::BlendedRow;
 using camrt::Fusion;
+using camrt::kSmallestNormal;
 using camrt::LayerRow;
 using camrt::LayerRows;
+using camrt::pixel_weight;
 using camrt::Range;
 using camrt::Rule;
 using camrt::Taps;
@@ -45,10 +50,7 @@ inline float plus_plus_weight(const float* activations, const float* gradients, 
         const Lanes gradient = read(gradients);
         Lanes terms;
         for (int k = 0; k < kParts; ++k) {
-            const Vector g = gradient.part[k];
-            const Vector square = g * g;
-            const Vector alpha = square / (2.0F * square + total * (square * g) + camrt::kPlusPlusEpsilon);
-            terms.part[k] = g <= 0.0F ? Vector{} : g * alpha;
+            terms.part[k] = camrt::plus_plus_term(gradient.part[k], total);
         }
         sum.add(terms);
     });
@@ -63,7 +65,7 @@ inline float xgradcam_weight(const float* activations, const float* gradients, I
         total.add(activation);
         products.add_product(activation, read(gradients));
     });
-    return static_cast<float>(products.total()) / (static_cast<float>(total.total()) + camrt::kXGradCamEpsilon);
+    return camrt::xgradcam_weight(products.total(), total.total());
 }
 
 template <typename Weigh>
@@ -99,17 +101,6 @@ void channel_weights(Rule rule, const float* activations, const float* gradients
 }
 
 // ---- weighted sums over channels ----
-
-template <Rule rule, typename Number>
-inline Number pixel_weight(Number activation, Number gradient) {
-    if constexpr (rule == Rule::hirescam) {
-        return gradient;
-    } else if constexpr (rule == Rule::gradcam_elementwise) {
-        return gradient * activation <= 0.0F ? Number{} : gradient;
-    } else {
-        return gradient <= 0.0F ? Number{} : gradient;
-    }
-}
 
 template <Rule rule>
 inline void weigh_pixels(const float* __restrict activations, const float* __restrict gradients, Index count,
@@ -266,11 +257,6 @@ void rescale(float* values, std::size_t count, float lowest, float scale) {
 
 // ---- interpolation ----
 
-template <typename Number>
-inline Number blend(Number first, Number second, Number fraction) {
-    return first + (second - first) * fraction;
-}
-
 // Elements index[0..kWidth) of the kWidth floats at `address`.
 #if (defined(__AVX2__) || defined(__AVX512F__)) && defined(__GNUC__) && !defined(__clang__)
 #define CAMRT_FAST_SHUFFLE 1
@@ -326,8 +312,6 @@ Range blended_range(const LayerRows& layer, std::size_t height) {
 }
 
 // ---- fusion ----
-
-constexpr float kSmallestNormal = 1.17549435e-38F;
 
 // The values of all layers at kWidth pixels. `count` is the number of layers if it was known to the compiler, else 0.
 template <int count>

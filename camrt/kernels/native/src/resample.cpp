@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "camrt/cpu.hpp"
+#include "camrt/math/interpolation.hpp"
 #include "camrt/scratch.hpp"
 
 namespace camrt {
@@ -12,21 +13,6 @@ namespace {
 
 constexpr std::size_t kLongestAxis = std::size_t{1} << 24;
 constexpr std::size_t kRowsPerTask = 32;
-
-struct Tap {
-    int low;
-    int high;
-    float fraction;
-};
-
-Tap tap_at(double point, std::size_t length) {
-    const double position = std::clamp(point - 0.5, 0.0, static_cast<double>(length - 1));
-    const int low = static_cast<int>(position);
-    const auto fraction = static_cast<float>(position - low);
-    // Without a share, the second neighbour is not read: an infinite one must not turn into NaN.
-    const bool shared = fraction > 0.0F && low + 1 < static_cast<int>(length);
-    return {low, shared ? low + 1 : low, fraction};
-}
 
 // Whether every `group` neighbouring outputs read at most `group` neighbouring sources.
 bool is_compact(const Axis& axis, std::size_t group) {
@@ -60,7 +46,7 @@ Axis make_axis(std::size_t length, std::size_t count, const Point& point) {
     axis.high.resize(padded);
     axis.fraction.resize(padded);
     for (std::size_t i = 0; i < padded; ++i) {
-        const Tap tap = tap_at(point(std::min(axis.begin + i, axis.end - 1)), length);
+        const Tap tap = tap_at(point(std::min(axis.begin + i, axis.end - 1)), static_cast<int>(length));
         axis.low[i] = tap.low;
         axis.high[i] = tap.high;
         axis.fraction[i] = tap.fraction;
@@ -134,19 +120,6 @@ void resample(const MapStack& maps, const Axis& rows, const Axis& columns, std::
     });
 }
 
-float sample(const float* map, std::size_t height, std::size_t width, double x, double y) {
-    if (!(x >= 0.0 && x <= static_cast<double>(width) && y >= 0.0 && y <= static_cast<double>(height))) {
-        return 0.0F;
-    }
-    const Tap across = tap_at(x, width);
-    const Tap down = tap_at(y, height);
-    const float* const upper = map + static_cast<std::size_t>(down.low) * width;
-    const float* const lower = map + static_cast<std::size_t>(down.high) * width;
-    const float above = upper[across.low] + (upper[across.high] - upper[across.low]) * across.fraction;
-    const float below = lower[across.low] + (lower[across.high] - lower[across.low]) * across.fraction;
-    return above + (below - above) * down.fraction;
-}
-
 // A coordinate of the source as a function of an output pixel's centre.
 struct Coordinate {
     double per_column;
@@ -169,11 +142,9 @@ void check_output(const MapStack& maps, std::size_t height, std::size_t width, s
 }  // namespace
 
 Axis resized_axis(std::size_t length, std::size_t count) {
-    const double scale = static_cast<double>(length) / static_cast<double>(count);
-    // Rounding may put the last centre of a very long axis outside; every output of a resize is inside.
-    const auto limit = static_cast<double>(length);
-    return make_axis(length, count,
-                     [=](std::size_t i) { return std::min((static_cast<double>(i) + 0.5) * scale, limit); });
+    return make_axis(length, count, [=](std::size_t i) {
+        return resized_point(static_cast<int>(i), static_cast<int>(count), static_cast<int>(length));
+    });
 }
 
 void check(const MapStack& maps) {
@@ -205,7 +176,8 @@ void warp_affine(const MapStack& maps, std::span<const float> matrix, std::size_
         const float* const map = maps.map(task / height);
         const std::size_t row = task % height;
         for (std::size_t column = 0; column < width; ++column) {
-            output[task * width + column] = sample(map, maps.height, maps.width, x.at(column, row), y.at(column, row));
+            output[task * width + column] = sample_at(map, static_cast<int>(maps.height), static_cast<int>(maps.width),
+                                                      x.at(column, row), y.at(column, row));
         }
     });
 }

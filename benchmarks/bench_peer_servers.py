@@ -1,0 +1,207 @@
+"""``camrt serve`` against what someone would build without it: ``python -m benchmarks.bench_peer_servers``.
+
+One network, the same JPEG files, the same number of callers, uint8 maps of the model's input size, servers one after
+the other in turns (A B C A B C), client and server on the same cores. Maps are compared. See peer_servers.py for the
+peers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import shlex
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import numpy as np
+import torch
+from rich.console import Console
+
+from benchmarks.bench_server import make_bundle, pictures
+from benchmarks.peer_servers import METHOD, SERVICE
+from benchmarks.server_load import ServerProcess
+from camrt.bench.environment import describe_machine, quiet_notes
+from camrt.bench.report import Report, Row, Table
+from camrt.client import ExplainerClient
+from tests.models import make_inputs, make_model
+
+GOAL = 10.0
+START_SECONDS = 120
+MOST_LEVELS = 2  # of 255, between the maps of camrt and of the peers
+Call = Callable[[bytes], bytes]
+Opener = Callable[[], Call]
+
+
+@contextmanager
+def peer(kind: str, model: Path, threads: int) -> Iterator[Opener]:
+    """A peer's server process, and how a caller connects to it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    command = [sys.executable, "-m", "benchmarks.peer_servers", kind, str(port), str(model), str(threads)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        _wait_for(port, process)
+        yield (lambda: grpc_call(port)) if kind == "grpc" else (lambda: http_call(port))
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise SystemExit("a peer's server ended before it was ready")
+        try:
+            with socket.create_connection(("127.0.0.1", port), 1):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise SystemExit("a peer's server did not start")
+
+
+def grpc_call(port: int) -> Call:
+    """A channel to the bare servicer."""
+    channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+    method = channel.unary_unary(f"/{SERVICE}/{METHOD}")
+    return lambda file: method(file, timeout=START_SECONDS)
+
+
+def http_call(port: int) -> Call:
+    """A connection to LitServe that is kept."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=START_SECONDS)
+
+    def call(file: bytes) -> bytes:
+        connection.request("POST", "/predict", file, {"Content-Type": "application/octet-stream"})
+        answer = connection.getresponse()
+        body = answer.read()
+        if answer.status != 200:
+            raise SystemExit(f"LitServe answered {answer.status}: {body[:200]!r}")
+        return body
+
+    return call
+
+
+def camrt_call(target: str) -> Call:
+    """camrt's own client."""
+    client = ExplainerClient(target)
+
+    def call(file: bytes) -> bytes:
+        saliency = client.explain(file, output_size="input")[0].saliency_map
+        return np.rint(255 * saliency).astype(np.uint8).tobytes()
+
+    return call
+
+
+def load(opener: Opener, files: Sequence[bytes], callers: int, seconds: float) -> tuple[list[float], float]:
+    """Seconds of every call, and answers a second, of callers in threads."""
+    times: list[float] = []
+    until = time.perf_counter() + seconds
+
+    def caller(number: int) -> None:
+        call = opener()
+        while time.perf_counter() < until:
+            started = time.perf_counter()
+            call(files[number % len(files)])
+            times.append(time.perf_counter() - started)
+            number += callers
+
+    started = time.perf_counter()
+    threads = [threading.Thread(target=caller, args=(number,)) for number in range(callers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return times, len(times) / (time.perf_counter() - started)
+
+
+def run(options: argparse.Namespace, command: str) -> Report:
+    """Starts every server once a turn; rates are medians over the turns."""
+    machine, files = describe_machine(), pictures()
+    rates: dict[str, list[float]] = {}
+    times: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        model_file = Path(folder) / "model.pt"
+        torch.save(make_model(options.model, 0, 224, images=make_inputs(1, 224, 101)), model_file)
+        bundle = make_bundle(options.model, Path(folder))
+        maps: dict[str, bytes] = {}
+        for _ in range(options.turns):
+            for name in ("camrt", "grpc", "litserve"):
+                print(name, file=sys.stderr)
+                with _server(name, bundle, model_file, options.threads) as opener:
+                    maps[name] = opener()(files[0])
+                    load(opener, files, options.callers, 1)
+                    seconds, rate = load(opener, files, options.callers, options.seconds)
+                times.setdefault(name, []).extend(seconds)
+                rates.setdefault(name, []).append(rate)
+            _check(maps)
+    rows: list[Row] = []
+    ours = statistics.median(rates["camrt"])
+    for name, values in rates.items():
+        rate = statistics.median(values)
+        row: Row = {
+            "server": name,
+            "callers": options.callers,
+            "images_per_second": rate,
+            "camrt_is_faster_by": ours / rate,
+        }
+        row.update({f"p{p}_ms": 1e3 * float(np.percentile(times[name], p)) for p in (50, 99)})
+        rows.append(row)
+    settings = {key: value for key, value in vars(options).items() if key != "out"}
+    notes = [*quiet_notes(machine), f"Goal: camrt at least {GOAL:g} times as fast as the peers."]
+    return Report("peer_servers", command, machine, settings, [Table("Servers", rows)], notes=notes)
+
+
+@contextmanager
+def _server(name: str, bundle: Path, model_file: Path, threads: int) -> Iterator[Opener]:
+    if name == "camrt":
+        with ServerProcess(bundle, "--threads", str(threads)) as server:
+            yield lambda: camrt_call(server.target)
+    else:
+        with peer(name, model_file, threads) as opener:
+            yield opener
+
+
+def _check(maps: dict[str, bytes]) -> None:
+    """SystemExit where the servers do not send the same map."""
+    ours = np.frombuffer(maps["camrt"], np.uint8).astype(int)
+    for name, body in maps.items():
+        theirs = np.frombuffer(body, np.uint8).astype(int)
+        if theirs.shape != ours.shape or np.abs(theirs - ours).max() > MOST_LEVELS:
+            raise SystemExit(f"{name} sends another map, so times would not compare")
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--callers", type=int, default=16)
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--out", type=Path, help="also write the report to this folder")
+    options = parser.parse_args()
+    report = run(options, shlex.join(["python", "-m", "benchmarks.bench_peer_servers", *sys.argv[1:]]))
+    Console(width=None if sys.stdout.isatty() else 160).print(report.to_markdown(), markup=False, highlight=False)
+    if options.out is not None:
+        for path in report.write(options.out):
+            print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()

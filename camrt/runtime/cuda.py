@@ -1,0 +1,220 @@
+"""Sessions on ONNX Runtime's GPU providers, "cuda" and "tensorrt-ort": outputs stay on the device until asked for."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from camrt.bundle import file_sha256
+from camrt.errors import InvalidModelError
+from camrt.runtime.bundle_session import BundleSession
+from camrt.runtime.cuda_driver import CudaDriver, cuda_driver
+from camrt.runtime.engine_cache import EngineCache, EngineKey
+from camrt.runtime.engine_options import EngineOptions, input_tail
+from camrt.runtime.onnxruntime import ENGINE_ERRORS, Provider, inference_session, session_options
+from camrt.runtime.providers import onnx_runtime_provider
+from camrt.runtime.tensorrt import TENSORRT_ORT
+from camrt.types import AnyArray, FloatArray, IntArray
+
+_MOST_RECORDINGS = 16  # shapes that a graph is recorded for; more run without
+_CONTEXT_FILE = "context.onnx"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceOutputs:
+    """What one run left on the device; every array has DLPack (``__dlpack__``), and is ready on the session's stream.
+
+    Attributes:
+        logits: (N, K).
+        class_indices: (M,).
+        layers: layer name -> activations (N, C, h, w) and gradients (M, C, h, w).
+    """
+
+    logits: Any
+    class_indices: Any
+    layers: dict[str, tuple[Any, Any]]
+
+
+@dataclass(slots=True)
+class _Engine:
+    """One graph. Its bindings keep their buffers, so runs take turns."""
+
+    session: onnxruntime.InferenceSession
+    outputs: tuple[str, ...]
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    bindings: dict[tuple[tuple[int, ...], ...], _Binding] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Binding:
+    """Inputs at fixed addresses, for the runs that are recorded."""
+
+    binding: Any
+    inputs: dict[str, Any]
+    number: int
+
+
+class CudaSession(BundleSession[_Engine]):
+    """A bundle on an NVIDIA GPU by ONNX Runtime. See camrt.runtime.session.Session for the methods.
+
+    TF32 is off: float32 is float32. All graphs run on one stream, ``stream``, which kernels may share.
+
+    Args:
+        path: the bundle.
+        provider: "cuda", or "tensorrt-ort": ONNX Runtime's own use of TensorRT, with fixed profiles.
+        threads: of the host.
+        options: buckets, cache, CUDA graphs; default from the environment.
+
+    Raises:
+        InvalidModelError, BundleError: the file cannot be used.
+        BackendUnavailableError: the provider or a GPU is missing.
+    """
+
+    device = "cuda"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        provider: str = "cuda",
+        threads: int = 0,
+        options: EngineOptions | None = None,
+    ) -> None:
+        self._provider = onnx_runtime_provider(provider)
+        self._options = EngineOptions.from_environment() if options is None else options
+        self._by_tensorrt = provider == TENSORRT_ORT
+        super().__init__(path, threads)
+        self._driver: CudaDriver = cuda_driver()
+        self._driver.attach()
+        self.stream = self._driver.create_stream()
+        self._digest = file_sha256(Path(path))
+
+    def run_on_device(self, inputs: FloatArray, class_indices: IntArray, layers: Sequence[str]) -> DeviceOutputs:
+        """As ``run``, without copying anything back to the host.
+
+        The arrays hold until the next run of the same layers where CUDA graphs are on.
+        """
+        self._check_inputs(inputs)
+        self._check_classes(class_indices, len(inputs))
+        manifest = self.manifest
+        feeds = {
+            manifest.input_name: self._as_the_model_takes(inputs).astype(self._dtypes[manifest.input_name], copy=False),
+            manifest.class_index_input: class_indices,
+        }
+        engine = self._engine(self._explaining(layers))
+        with engine.lock:
+            logits, chosen, *arrays = self._values(engine, feeds)
+        pairs = zip(arrays[::2], arrays[1::2], strict=True)
+        return DeviceOutputs(logits, chosen, dict(zip(layers, pairs, strict=True)))
+
+    def _open(self, outputs: tuple[str, ...], cut_at: str | None) -> _Engine:
+        model: bytes | str = self._model.complete(outputs, cut_at)
+        providers: list[Provider] = [("CUDAExecutionProvider", cuda_options(self.stream, self._options.cuda_graphs))]
+        if self._by_tensorrt:
+            folder = self._context_folder(outputs, cut_at)
+            tails = {name: input_tail(self.manifest, name) for name in self._model.inputs(outputs, cut_at)}
+            made = folder / _CONTEXT_FILE
+            providers.insert(0, (self._provider, tensorrt_options(folder, tails, self._options, self.stream)))
+            model = str(made) if made.exists() else model
+        options = session_options(self._threads)
+        return _Engine(inference_session(model, options, providers, self._path), outputs)
+
+    def _execute(self, engine: _Engine, feeds: Mapping[str, AnyArray]) -> Sequence[AnyArray]:
+        with engine.lock:
+            return [value.numpy() for value in self._values(engine, feeds)]
+
+    def _values(self, engine: _Engine, feeds: Mapping[str, AnyArray]) -> list[Any]:
+        """The outputs on the device."""
+        bound = self._bound(engine, feeds)
+        run = onnxruntime.RunOptions()
+        if self._options.cuda_graphs:
+            run.add_run_config_entry("gpu_graph_id", str(bound.number))
+        try:
+            engine.session.run_with_iobinding(bound.binding, run)
+        except ENGINE_ERRORS as error:
+            raise InvalidModelError(f"ONNX Runtime cannot run {self._path}: {error}.", "Use provider 'cpu'.") from error
+        values: list[Any] = bound.binding.get_outputs()
+        return values
+
+    def _bound(self, engine: _Engine, feeds: Mapping[str, AnyArray]) -> _Binding:
+        """A binding with the feeds on the device; with CUDA graphs the one that these shapes had before."""
+        shapes = tuple(array.shape for array in feeds.values())
+        known = engine.bindings.get(shapes)
+        if known is not None:
+            for name, array in feeds.items():
+                known.inputs[name].update_inplace(np.ascontiguousarray(array))
+            return known
+        inputs = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.device, 0)
+            for name, array in feeds.items()
+        }
+        binding = engine.session.io_binding()
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in engine.outputs:
+            binding.bind_output(name, self.device, 0)
+        recorded = self._options.cuda_graphs and len(engine.bindings) < _MOST_RECORDINGS
+        made = _Binding(binding, inputs, len(engine.bindings) + 1 if recorded else -1)  # -1: not recorded
+        if recorded:
+            engine.bindings[shapes] = made
+        return made
+
+    def _context_folder(self, outputs: tuple[str, ...], cut_at: str | None) -> Path:
+        """Where ONNX Runtime keeps the engine of these outputs: a folder a key."""
+        info = self._driver.info
+        key = EngineKey(
+            bundle_sha256=self._digest,
+            engine_version=f"ONNX Runtime {onnxruntime.__version__}",
+            driver_version=info.driver_version,
+            gpu_name=info.name,
+            compute_capability=info.compute_capability,
+            precision=self.manifest.precision,
+            profiles=self._options.batches,
+            outputs=outputs,
+            cut_at=cut_at,
+        )
+        return EngineCache(self._options.cache / "onnxruntime" / key.digest).folder
+
+
+def cuda_options(stream: int, cuda_graphs: bool) -> dict[str, str]:
+    """Options of ONNX Runtime's CUDA provider."""
+    return {
+        "device_id": "0",
+        "use_tf32": "0",
+        "user_compute_stream": str(stream),
+        "do_copy_in_default_stream": "0",
+        "enable_cuda_graph": "1" if cuda_graphs else "0",
+        "cudnn_conv_algo_search": "HEURISTIC",  # exhaustive search stalls at every new shape
+    }
+
+
+def tensorrt_options(
+    folder: Path, tails: Mapping[str, tuple[int, ...]], options: EngineOptions, stream: int
+) -> dict[str, str]:
+    """Options of ONNX Runtime's TensorRT provider: one profile a bucket, so that no run builds an engine again."""
+
+    def shapes(sizes: Sequence[int]) -> str:
+        return ",".join(f"{name}:{'x'.join(map(str, (size, *tail)))}" for size in sizes for name, tail in tails.items())
+
+    return {
+        "device_id": "0",
+        "user_compute_stream": str(stream),
+        "trt_fp16_enable": "0",
+        "trt_int8_enable": "0",
+        "trt_profile_min_shapes": shapes([1] * len(options.batches)),
+        "trt_profile_opt_shapes": shapes(options.batches),
+        "trt_profile_max_shapes": shapes(options.batches),
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(folder.parent),
+        "trt_dump_ep_context_model": "1",
+        "trt_ep_context_file_path": str(folder / _CONTEXT_FILE),
+        "trt_cuda_graph_enable": "1" if options.cuda_graphs else "0",
+    }

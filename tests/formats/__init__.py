@@ -1,0 +1,1 @@
+"""Model files as other tools write them: old opsets, channels last, half precision, quantised, odd layouts."""

@@ -1,0 +1,139 @@
+"""ONNX Runtime's GPU sessions: options, and the bindings, which run here on the CPU's memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from camrt.errors import BackendUnavailableError
+from camrt.explainer import embedded_bundle_path
+from camrt.preprocess import random_inputs
+from camrt.runtime import cuda, open_session
+from camrt.runtime.cuda import CudaSession, cuda_options, tensorrt_options
+from camrt.runtime.cuda_driver import CudaDriver
+from camrt.runtime.engine_options import EngineOptions
+from tests.runtime.fake_gpu import FakeLibrary
+
+BUNDLE = embedded_bundle_path()
+LAYERS = ("stage4", "stage2")
+CPU = open_session(BUNDLE, "cpu", 1)
+
+
+class OnCpu(CudaSession):
+    """The session with its bindings in the CPU's memory."""
+
+    device = "cpu"
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Opens sessions whose providers become the CPU's; the second element is what they asked for."""
+    asked: list = []
+    original = cuda.inference_session
+
+    def on_cpu(model, options, providers, path):
+        asked.append((model, providers))
+        return original(model, options, ["CPUExecutionProvider"], path)
+
+    monkeypatch.setattr(cuda, "inference_session", on_cpu)
+    monkeypatch.setattr(cuda, "onnx_runtime_provider", lambda name: {"tensorrt-ort": "Trt"}.get(name, "Cuda"))
+    driver = CudaDriver(FakeLibrary())
+    monkeypatch.setattr(cuda, "cuda_driver", lambda: driver)
+    options = EngineOptions((1, 4), tmp_path / "engines")
+    return lambda provider="cuda", **changes: OnCpu(BUNDLE, provider, 1, replace(options, **changes)), asked
+
+
+def images(count: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return random_inputs(CPU.manifest.input_shape, CPU.manifest.preprocessing, count, rng)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_runs_as_the_cpu_does(graphs: bool, opened) -> None:
+    session = opened[0](cuda_graphs=graphs)
+    for count, classes in ((1, [0]), (1, [3, -1]), (2, [1, -1]), (1, [5])):
+        inputs, chosen = images(count, len(classes)), np.array(classes, np.int64)
+        found, expected = (one.run(inputs, chosen, LAYERS) for one in (session, CPU))
+        np.testing.assert_array_equal(found.class_indices, expected.class_indices)
+        np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-5, atol=1e-6)
+        for one, other in zip(found.layers, expected.layers, strict=True):
+            np.testing.assert_allclose(one.activations, other.activations, rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(one.gradients, other.gradients, rtol=1e-3, atol=1e-7)
+
+
+def test_outputs_stay_on_the_device_with_dlpack(opened) -> None:
+    session = opened[0]()
+    inputs, classes = images(2), np.array([0, 4])
+    outputs = session.run_on_device(inputs, classes, LAYERS)
+    expected = CPU.run(inputs, classes, LAYERS)
+    assert list(outputs.layers) == list(LAYERS)
+    for layer in expected.layers:
+        activations, gradients = outputs.layers[layer.name]
+        assert isinstance(activations, onnxruntime.OrtValue)
+        np.testing.assert_allclose(np.from_dlpack(activations), layer.activations, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(np.from_dlpack(gradients), layer.gradients, rtol=1e-3, atol=1e-7)
+    np.testing.assert_allclose(np.from_dlpack(outputs.logits), expected.logits, rtol=1e-5, atol=1e-6)
+
+
+def test_recorded_shapes_keep_their_addresses(opened) -> None:
+    session = opened[0](cuda_graphs=True)
+    first = session.run_on_device(images(1, 1), np.array([0]), LAYERS)
+    address = first.logits.data_ptr()
+    kept = np.from_dlpack(first.logits).copy()
+    second = session.run_on_device(images(1, 2), np.array([0]), LAYERS)
+    assert second.logits.data_ptr() == address
+    assert not np.array_equal(np.from_dlpack(second.logits), kept)
+    other = session.run_on_device(images(2, 1), np.array([0, 1]), LAYERS)
+    assert other.logits.data_ptr() != address
+
+
+def test_the_kernels_stream_is_the_sessions(opened) -> None:
+    session = opened[0]()
+    session.prepare(LAYERS)
+    ((_, [(name, settings)]),) = opened[1]
+    assert name == "CUDAExecutionProvider"
+    assert settings["user_compute_stream"] == str(session.stream) != "0"
+    assert settings["use_tf32"] == "0"
+    assert settings["enable_cuda_graph"] == "0"
+    assert cuda_options(5, True)["enable_cuda_graph"] == "1"
+
+
+def test_tensorrt_in_onnx_runtime_gets_profiles_and_a_context_file(opened) -> None:
+    session = opened[0]("tensorrt-ort")
+    session.prepare(LAYERS)
+    ((model, [(name, settings), (fallback, _)]),) = opened[1]
+    assert isinstance(model, bytes)
+    assert (name, fallback) == ("Trt", "CUDAExecutionProvider")
+    one, four = ("image:1x3x224x224,class_index:1", "image:4x3x224x224,class_index:4")
+    assert settings["trt_profile_min_shapes"] == f"{one},{one}"
+    assert settings["trt_profile_opt_shapes"] == settings["trt_profile_max_shapes"] == f"{one},{four}"
+    assert settings["trt_dump_ep_context_model"] == "1"
+    context = Path(settings["trt_ep_context_file_path"])
+    assert context.parent.is_dir()
+    # The next start loads what this one would have written.
+    context.write_bytes(model)
+    again = opened[0]("tensorrt-ort")
+    again.prepare(LAYERS)
+    assert opened[1][1][0] == str(context)
+    # Other buckets or outputs have a folder of their own.
+    opened[0]("tensorrt-ort", batches=(1,)).prepare(LAYERS)
+    opened[0]("tensorrt-ort").prepare(LAYERS[:1])
+    assert len({Path(settings[0][1]["trt_ep_context_file_path"]) for _, settings in opened[1]}) == 3
+
+
+def test_a_scalar_tail_is_one_number(tmp_path: Path) -> None:
+    settings = tensorrt_options(tmp_path, {"class_index": ()}, EngineOptions((2, 3), tmp_path, True), 9)
+    assert settings["trt_profile_max_shapes"] == "class_index:2,class_index:3"
+    assert settings["trt_cuda_graph_enable"] == "1"
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt-ort"])
+def test_what_is_missing_is_said(provider: str) -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has the GPU's providers")
+    with pytest.raises(BackendUnavailableError, match="onnxruntime-gpu"):
+        open_session(BUNDLE, provider)
