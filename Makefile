@@ -8,6 +8,8 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(shell find camrt/kernels/native proto -type f)
 CPP_SOURCES := $(shell find camrt/kernels tests/kernels -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh')
 DEMO_OUTPUT := demo_output
+# Tests of processes, deadlines and load: one after the other, all others side by side.
+TIMED_TESTS := tests/bench tests/cli tests/client tests/end_to_end tests/server
 BENCH_THREADS ?= 2
 BENCH_OUTPUT := build/bench
 CLIENTS_PACKAGES := cmake g++ pkg-config libgrpc++-dev protobuf-compiler protobuf-compiler-grpc golang-go \
@@ -21,7 +23,8 @@ demo: $(VENV)/.runtime
 	@clients/demo.sh $(BIN) $(DEMO_OUTPUT)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n auto --dist loadfile $(TIMED_TESTS:%=--ignore %)
+	$(BIN)/python -m pytest -q -m "not slow" $(TIMED_TESTS)
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m slow --timeout 3600

@@ -67,7 +67,8 @@ def condition(module: nn.Module, target_layers: Sequence[str], images: Array) ->
         layer, gain = last[-1]
         rounded = (amount / gain).float()
         layer.bias.add_(rounded)
-        return values + (rounded.double() * gain).reshape(-1, *[1] * (values.ndim - 2))
+        moved = (rounded.double() * gain).reshape(-1, *[1] * (values.ndim - 2))
+        return values.add_(moved)  # in place: a skip connection may take these values too
 
     def remember(path: str) -> Callable[..., None]:
         scale = getattr(originals.get(path.rsplit(".block", 1)[0]), "layer_scale", None)
@@ -75,7 +76,8 @@ def condition(module: nn.Module, target_layers: Sequence[str], images: Array) ->
         return lambda *_: last.append((originals[path], gain))
 
     def clear_kinks(values: torch.Tensor, kinks: tuple[float, ...]) -> torch.Tensor:
-        return shift(values, _clearing_shift(values, kinks)) if last else values
+        crossed = _crossed(values, kinks)
+        return shift(values, _clearing_shift(values, crossed)) if last and crossed else values
 
     def raise_means(_layer: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
         if bool((output >= 0).all()) or len(last[-1][0].bias) != output.shape[1]:
@@ -90,6 +92,15 @@ def condition(module: nn.Module, target_layers: Sequence[str], images: Array) ->
             layer.register_forward_hook(raise_means)
     with _Activations(clear_kinks):
         double(torch.from_numpy(images).double())
+
+
+def _crossed(values: torch.Tensor, kinks: tuple[float, ...]) -> tuple[float, ...]:
+    """The kinks that rounding can carry a value across.
+
+    Where another activation has cut the values off exactly at a kink, as in relu(relu(x)), none can: what is near it is
+    near the kink of the first one, and a shift of the biases in front of that one would not be a shift of these values.
+    """
+    return tuple(kink for kink in kinks if kink not in (values.min(), values.max()))
 
 
 def _clearing_shift(values: torch.Tensor, kinks: tuple[float, ...]) -> torch.Tensor:
@@ -118,7 +129,7 @@ def kink_margins(module: nn.Module, images: Array) -> Array:
     margins = np.full(len(images), np.inf)
 
     def measure(values: torch.Tensor, kinks: tuple[float, ...]) -> torch.Tensor:
-        for kink in kinks:
+        for kink in _crossed(values, kinks):
             distance = (values - kink).abs().flatten(1).amin(1) / values.std()
             np.minimum(margins, distance.numpy(), out=margins)
         return values

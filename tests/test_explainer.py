@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,22 @@ def test_what_a_method_needs_and_the_bundle_lacks(explainer: camrt.Explainer, ba
         explainer.explain(tensors(1), base_method="cam")
     with pytest.raises(MethodUnavailableError, match="second_order=True"):
         bare.explain(np.zeros((1, *bare.manifest.input_shape), np.float32), method="shapleycam")
+
+
+def test_the_embedded_bundle_is_what_the_exporter_writes_today(tmp_path: Path) -> None:
+    """Made by training/make_bundle.py; made again where the exporter says more about a model."""
+    shipped = camrt.Bundle.open(embedded_bundle_path()).manifest
+    source = Path(__file__).parents[1] / "training" / shipped.source_name
+    names = list(shipped.class_names or ())
+    made = camrt.export(source, tmp_path / "made.onnx", preprocess="symmetric", class_names=names).manifest
+    assert replace(made, camrt_version=shipped.camrt_version) == shipped
+
+
+def test_cam_of_the_embedded_model_is_its_gradcam() -> None:
+    embedded = camrt.Explainer(threads=1)
+    maps = [embedded.explain_images(sample_image_path(), method=name)[0].saliency_map for name in ("cam", "gradcam")]
+    assert maps[0].max() > 0.9
+    np.testing.assert_allclose(*maps, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", CAM_METHODS)

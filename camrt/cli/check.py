@@ -30,7 +30,7 @@ def check(
     seed: Annotated[int, typer.Option(help="Seed of the random images.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Check BUNDLE: original outputs unchanged, gradients true, explanations not constant. Exit code 1 if not."""
+    """Check BUNDLE: original outputs unchanged, derivatives true, explanations not constant. Exit code 1 if not."""
     from camrt.evaluation import check_bundle
 
     if against is not None and _is_bundle(against):

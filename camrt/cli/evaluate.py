@@ -81,6 +81,10 @@ def evaluate(
     target: Annotated[
         str | None, typer.Option(help="What metrics follow: probability or logit.", show_default="probability")
     ] = None,
+    channels: Annotated[
+        int | None,
+        typer.Option(min=1, help="scorecam, ablationcam: most channels of a layer to try.", show_default="all"),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many images, drawn at random.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of all this; options given here win.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="evaluation")] = None,
@@ -125,6 +129,7 @@ def evaluate(
         "metrics": metrics,
         "class_choice": class_choice,
         "target": target,
+        "channels": channels,
         "limit": limit,
         "out": out,
         "name": name,

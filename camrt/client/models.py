@@ -39,6 +39,25 @@ class RemoteLayer:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoteParity:
+    """How the server's engine compared with the CPU provider when the model was loaded.
+
+    Attributes:
+        provider: what was compared.
+        correlations: layer name -> lowest Pearson correlation of its maps over the fixed images.
+        logit_error: max |difference| / max |logit of the CPU provider|.
+        top1_agreement: share of images with the same most probable class.
+        threshold: what every correlation had to reach.
+    """
+
+    provider: str
+    correlations: dict[str, float]
+    logit_error: float
+    top1_agreement: float
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True)
 class ModelDetails:
     """Everything about one model.
 
@@ -53,6 +72,8 @@ class ModelDetails:
         preprocessing: how images become tensors, or None: only tensors are taken.
         provider: execution provider.
         camrt_version: of the server.
+        precision: of the bundle: "fp32", "fp16" or "int8"; empty from a server that does not say.
+        parity: how the engine compared with the CPU provider, or None: nothing was compared.
     """
 
     summary: ModelSummary
@@ -66,6 +87,8 @@ class ModelDetails:
     preprocessing: Preprocessing | None
     provider: str
     camrt_version: str
+    precision: str
+    parity: RemoteParity | None
 
 
 def summary_of(message: pb.ModelSummary) -> ModelSummary:
@@ -95,6 +118,18 @@ def details_of(message: pb.GetModelResponse) -> ModelDetails:
         preprocessing=_preprocessing(message.preprocessing_json),
         provider=message.provider,
         camrt_version=message.camrt_version,
+        precision=message.precision,
+        parity=_parity(message.parity) if message.HasField("parity") else None,
+    )
+
+
+def _parity(message: pb.Parity) -> RemoteParity:
+    return RemoteParity(
+        message.provider,
+        dict(message.layer_correlations),
+        message.logit_error,
+        message.top1_agreement,
+        message.threshold,
     )
 
 

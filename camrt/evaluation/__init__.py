@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from camrt.evaluation.bundle_check import CheckReport, CheckRow, check_bundle
+from camrt.evaluation.bundle_check import CheckReport, check_bundle
+from camrt.evaluation.check_row import CheckRow
 from camrt.evaluation.config import ConfigError, EvaluationConfig, read_config
 from camrt.evaluation.map_fidelity import FidelityReport, map_fidelity
 from camrt.evaluation.pipeline import EvaluationResult, evaluate

@@ -61,6 +61,7 @@ class EvaluationConfig:
         target: "probability" or "logit": what metrics ask the model for.
         seed: of metrics, baselines, the choice of ``limit`` images and the bootstrap.
         limit: at most so many images, drawn at random.
+        channels: most channels of a layer that scorecam and ablationcam try; None is all.
         batch_size: images at a time.
         resamples: of the bootstrap.
         threads, provider, backend, preprocess: as in Explainer.
@@ -85,6 +86,7 @@ class EvaluationConfig:
     target: str = "probability"
     seed: int = 0
     limit: int | None = None
+    channels: int | None = None
     batch_size: int = 16
     resamples: int = 1000
     threads: int = 0
@@ -231,7 +233,7 @@ def _names(key: str, value: object) -> tuple[str, ...]:
 _PARSERS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("bundle", "data", "masks", "split", "provider", "backend", "preprocess", "name", "out"), _text),
     **dict.fromkeys(("methods", "base_methods", "fusions", "baselines", "metrics"), _names),
-    **dict.fromkeys(("images", "limit", "batch_size", "resamples"), _number(1)),
+    **dict.fromkeys(("images", "limit", "channels", "batch_size", "resamples"), _number(1)),
     **dict.fromkeys(("seed", "threads"), _number(0)),
     "synthetic": _flag,
     "layers": parse_layers,

@@ -170,9 +170,11 @@ def _measure(session: EvaluationSession, batch: Batch, spec: ExplainerSpec) -> t
         base_method=spec.base_method or spec.method,
         fusion=spec.fusion or "product",
         target_layers=spec.layers,
+        perturbation=session.perturbation,
     )
     empty = [bool(item.degenerate) or float(np.ptp(item.saliency_map)) == 0 for item in explanations]
-    return session.explainer.evaluate(batch.inputs, explanations, **options), np.array(empty, np.bool_)
+    scores = session.explainer.evaluate(batch.inputs, explanations, perturbation=session.perturbation, **options)
+    return scores, np.array(empty, np.bool_)
 
 
 def _columns(

@@ -11,6 +11,7 @@ import numpy as np
 
 from camrt import __version__
 from camrt.bundle import file_sha256
+from camrt.cam import Perturbation
 from camrt.datasets import Dataset, DatasetItem, FolderDataset, ShapesDataset
 from camrt.errors import InvalidInputError
 from camrt.evaluation.config import ConfigError, EvaluationConfig
@@ -79,6 +80,11 @@ class EvaluationSession:
         """Number of chunks of at most batch_size items."""
         return -(-len(self.items) // self.config.batch_size)
 
+    @property
+    def perturbation(self) -> Perturbation:
+        """What scorecam and ablationcam may spend."""
+        return Perturbation(self.config.channels)
+
     def chunk(self, number: int) -> Sequence[DatasetItem]:
         """The items of a chunk."""
         start = number * self.config.batch_size
@@ -92,6 +98,7 @@ class EvaluationSession:
             "bundle": self.bundle_sha256,
             "data": {"name": self.dataset.name, "items": len(self.dataset.items), "files": self.dataset.fingerprint},
             "limit": config.limit,
+            "channels": config.channels,
             "preprocessing": asdict(self.preprocessing),
             "explainers": [list(spec.key) for spec in self.specs],
             "metrics": list(self.metrics),

@@ -37,3 +37,8 @@ class CheckedSession:
         """See Session.run_from_layer."""
         self._checkpoint()
         return self._session.run_from_layer(layer, activations)
+
+    def target_gradients_from_layer(self, layer: str, activations: FloatArray, class_indices: IntArray) -> FloatArray:
+        """See Session.target_gradients_from_layer."""
+        self._checkpoint()
+        return self._session.target_gradients_from_layer(layer, activations, class_indices)

@@ -14,6 +14,7 @@ from onnx_ir.passes.common import (
 )
 
 from camrt.errors import InvalidInputError, InvalidModelError, UnsupportedModelError
+from camrt.exporter.batch_reshapes import KeepBatchInReshapePass
 from camrt.exporter.free_batch import FreeBatchPass
 from camrt.exporter.head import CLASS_INDEX, CLASS_INDEX_OUT, find_image_input, image_layout
 from camrt.exporter.infer_shapes import InferShapesPass
@@ -56,6 +57,7 @@ def normalize(model: ir.Model, image_size: tuple[int, int] | None) -> None:
         FreeBatchPass(),
         FoldShapesPass(),
         RemoveStridedViewPass(),
+        KeepBatchInReshapePass(),
         RemoveUnusedNodesPass(),
     ):
         step(model)

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from camrt.bundle import MAX_RANK, Bundle
+from camrt.bundle import MAX_RANK, Bundle, TargetLayer
 from camrt.errors import BundleError, ClassIndexError, InvalidInputError, UnsupportedModelError
 from camrt.runtime.parity import Parity
 from camrt.runtime.pruning import PrunableModel
@@ -95,6 +95,24 @@ class BundleSession(ABC, Generic[EngineT]):
 
     def run_from_layer(self, layer: str, activations: FloatArray) -> FloatArray:
         """See Session.run_from_layer."""
+        target = self._start(layer, activations)
+        (logits,) = self._run((self.manifest.logits,), {target.activations: activations}, target.activations)
+        return self._logits(logits, len(activations))
+
+    def target_gradients_from_layer(self, layer: str, activations: FloatArray, class_indices: IntArray) -> FloatArray:
+        """See Session.target_gradients_from_layer."""
+        target = self._start(layer, activations)
+        self._check_classes(class_indices, len(activations))
+        _, gradients, _ = target.arrays(2)
+        feeds: dict[str, AnyArray] = {
+            target.activations: activations,
+            self.manifest.class_index_input: class_indices,
+        }
+        (found,) = self._run((gradients,), feeds, target.activations)
+        return self._typed(found, (len(class_indices), *target.shape))
+
+    def _start(self, layer: str, activations: FloatArray) -> TargetLayer:
+        """The layer that a graph starts at, the activations checked."""
         target = self.manifest.layer(layer)
         if target.layout not in ("NCHW", "NHWC"):
             raise UnsupportedModelError(
@@ -105,8 +123,7 @@ class BundleSession(ABC, Generic[EngineT]):
                 f"Activations have the shape {activations.shape} and dtype {activations.dtype}.",
                 f"Layer {layer!r} takes float32 of shape (N, {', '.join(map(str, target.shape))}).",
             )
-        (logits,) = self._run((self.manifest.logits,), {target.activations: activations}, target.activations)
-        return self._logits(logits, len(activations))
+        return target
 
     def _as_the_model_takes(self, inputs: FloatArray) -> FloatArray:
         """Images (N, C, H, W) in the layout of the model's input."""

@@ -79,7 +79,7 @@ class PrunableModel:
 
         Args:
             outputs: names of graph outputs.
-            cut_at: a graph output that becomes the input in place of the image.
+            cut_at: a graph output that becomes the input in place of the image; class indices stay an input.
 
         Raises:
             UnsupportedModelError: with cut_at, where the outputs need the image all the same.
@@ -88,12 +88,13 @@ class PrunableModel:
         inputs = [self._inputs[name] for name in self._inputs if name in leaves]
         if cut_at is not None:
             nodes[:0] = [self._copy(cut_at, source) for source in self._copied_values(cut_at)]
-            if inputs:
+            image = next((value.name for value in inputs if self._is_image(value)), None)
+            if image is not None:
                 raise UnsupportedModelError(
-                    f"The logits need {inputs[0].name!r} beside {cut_at!r}: a path goes around the layer.",
+                    f"The logits need {image!r} beside {cut_at!r}: a path goes around the layer.",
                     "Choose a layer that everything passes through.",
                 )
-            inputs = [self._outputs[cut_at]]
+            inputs = [self._outputs[cut_at], *inputs]
         weights = [name for name in self._references if name in leaves]
         graph = onnx.GraphProto(
             name=self._model.graph.name or "pruned",
@@ -110,10 +111,9 @@ class PrunableModel:
 
     def inputs(self, outputs: Sequence[str], cut_at: str | None = None) -> tuple[str, ...]:
         """Names of the inputs of the graph of ``pruned``."""
-        if cut_at is not None:
-            return (cut_at,)
-        _, leaves = self._needed(outputs, None)
-        return tuple(name for name in self._inputs if name in leaves)
+        _, leaves = self._needed(outputs, cut_at)
+        names = tuple(name for name in self._inputs if name in leaves)
+        return names if cut_at is None else (cut_at, *names)
 
     def complete(self, outputs: Sequence[str], cut_at: str | None = None) -> bytes:
         """The serialised graph of ``pruned`` with its weights inside, for engines that cannot take them beside it."""
@@ -124,6 +124,10 @@ class PrunableModel:
         model.graph.initializer.extend(inline)
         model.graph.initializer.extend(numpy_helper.from_array(self.weights[name], name) for name in names)
         return model.SerializeToString()
+
+    def _is_image(self, value: onnx.ValueInfoProto) -> bool:
+        """Whether an input is the image: the other one, the class indices, are integers."""
+        return self._dtype(value).kind == "f"
 
     def _needed(self, outputs: Iterable[str], cut_at: str | None) -> tuple[list[onnx.NodeProto], set[str]]:
         """The nodes behind ``outputs`` in their order, and the names that no node produces."""

@@ -50,6 +50,17 @@ class Session(Protocol):
         """
         ...
 
+    def target_gradients_from_layer(self, layer: str, activations: FloatArray, class_indices: IntArray) -> FloatArray:
+        """Gradients (M, C, h, w) of the second-order target value at activations (N, C, h, w), without the image.
+
+        Class indices as in ``run``; the target value is that of camrt.exporter.second_order.
+
+        Raises:
+            UnsupportedModelError: the logits depend on the image by a way around the layer.
+            MethodUnavailableError: the bundle has no second derivatives.
+        """
+        ...
+
 
 class PlainModel(Protocol):
     """Any ONNX model, ready to run."""

@@ -16,6 +16,7 @@ from camrt.explainer import Explainer
 from camrt.explanation import Explanation
 from camrt.kernels.backend import FUSIONS
 from camrt.metrics import METRICS
+from camrt.runtime.parity import Parity
 from camrt.server.codec import Decoded, Output, array_tensor, encode_map
 from camrt.server.models import LoadedModel, ModelStatus
 from camrt.server.requests import DEFAULTS
@@ -127,6 +128,21 @@ def model_message(model: LoadedModel, statuses: Iterable[ModelStatus], channels:
         preprocessing_json="" if preprocessing is None else json.dumps(preprocessing.to_dict()),
         provider=model.provider,
         camrt_version=camrt.__version__,
+        precision=manifest.precision,
+        parity=_parity(model.explainer.parity),
+    )
+
+
+def _parity(parity: Parity | None) -> pb.Parity | None:
+    """The figures of the check at load; None where nothing was compared."""
+    if parity is None:
+        return None
+    return pb.Parity(
+        provider=parity.provider,
+        layer_correlations=parity.correlations,
+        logit_error=parity.logit_error,
+        top1_agreement=parity.top1_agreement,
+        threshold=parity.threshold,
     )
 
 

@@ -183,6 +183,7 @@ def test_models(client, explainer) -> None:
     assert [layer.name for layer in details.target_layers] == list(explainer.manifest.layer_names)
     assert details.methods["refinecam"] == 1
     assert details.camrt_version == camrt.__version__
+    assert (details.precision, details.parity) == ("fp32", None)
 
 
 # what goes wrong

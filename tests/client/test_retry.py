@@ -8,7 +8,7 @@ import pytest
 
 from camrt.client import RemoteError
 from camrt.client.errors import error_of_call, error_of_message
-from camrt.client.models import details_of, summary_of
+from camrt.client.models import RemoteParity, details_of, summary_of
 from camrt.client.replies import reply_of
 from camrt.client.retry import Attempts
 from camrt.errors import ClassIndexError, InvalidInputError
@@ -131,3 +131,13 @@ def test_models_of_a_newer_server() -> None:
         with pytest.raises(RemoteError, match="Update camrt"):
             details_of(pb.GetModelResponse(preprocessing_json=text))
     assert details_of(pb.GetModelResponse()).preprocessing is None
+
+
+def test_figures_of_the_check_at_load() -> None:
+    parity = pb.Parity(
+        provider="cuda", layer_correlations={"a": 0.5}, logit_error=0.25, top1_agreement=1, threshold=0.75
+    )
+    details = details_of(pb.GetModelResponse(precision="int8", parity=parity))
+    assert (details.precision, details.parity) == ("int8", RemoteParity("cuda", {"a": 0.5}, 0.25, 1.0, 0.75))
+    of_an_older_server = details_of(pb.GetModelResponse())
+    assert (of_an_older_server.precision, of_an_older_server.parity) == ("", None)

@@ -37,7 +37,7 @@ def make_network(row: Architecture, seed: int = 0, inputs: npt.NDArray[np.float3
             layer.inplace = False
     module.eval()
     if row.conditioned:
-        condition(module, (), check_images(row.size)[:2])
+        condition(module, (), check_images(row.size)[list(row.conditioned)])
     return TestModel(row.id, module, row.size, ())
 
 

@@ -56,6 +56,12 @@ _NOTES = """
   to its activations there, since the normalisation does not change when its input is scaled. HiResCAM of such a layer is zero
   in any implementation. The other methods are not affected; for HiResCAM name the block before, or the LayerNorm.
 - Windows that do not divide the image are padded by the network; the padding is taken off again before a layer's end.
+- MaxViT from the `torchscript` exporter: bundle and source model give the same bits up to ONNX Runtime's level ORT_ENABLE_EXTENDED.
+  At the default level it fuses convolutions with additions where it knows the shapes, and the bundle's are constants while
+  the source computes them. Both round: against float64 the source is off by 2.6e-6 and the bundle by 2.3e-6.
+- The two images are ones that no value's kink is near: an activation function, or a tie inside a max pooling window, within
+  float32's rounding has two right gradients. Networks where every random image has one (VGG, Inception-v3, Xception,
+  SqueezeNet, ...) get their biases shifted a little first.
 """
 
 
@@ -142,7 +148,7 @@ def status(result: Result) -> str:
         return f"refused: {result.refusal}".replace("|", "/").replace("\n", " ")
     limits = {"outputs": 1e-6, "activations": 1e-4, "gradients": 1e-5, "classes": 1e-5, "images": 1e-5}
     wrong = [
-        f"{name} {getattr(result, name):.0e}" for name, limit in limits.items() if not getattr(result, name) <= limit
+        f"{name} {getattr(result, name):.1e}" for name, limit in limits.items() if not getattr(result, name) <= limit
     ]
     return ", ".join([*wrong, *result.forbidden]) or "ok"
 

@@ -11,7 +11,12 @@ from onnx import helper, numpy_helper
 
 import camrt
 from camrt.errors import BundleError, InvalidModelError
-from camrt.evaluation import CheckReport, CheckRow, check_bundle
+from camrt.evaluation import CheckReport, CheckRow, check_bundle, finite_differences
+from camrt.evaluation.second_order_check import check_second_order
+from camrt.preprocess import random_inputs
+from camrt.runtime import open_session
+from tests.exporter.graphs import small_classifier
+from tests.exporter.precision_models import embedded_source
 from tests.small_network import write_small_network
 
 
@@ -83,6 +88,17 @@ def test_scaled_gradients_fail(layer: str, bundle: Path, tmp_path: Path) -> None
     assert all(row(report, f"gradients of {other}").passed for other in others)
 
 
+@pytest.mark.parametrize(("uncertainty", "verdict"), [(0.02, False), (0.03, None)])
+def test_differences_that_are_no_clearer_than_the_error_say_nothing(
+    uncertainty: float, verdict: bool | None, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = finite_differences._Agreement(0.025, uncertainty, "some directions")
+    monkeypatch.setattr(finite_differences, "_compare_gradients", lambda *_: found)
+    gradients = row(check_bundle(bundle), "gradients of stage1")
+    assert gradients.passed is verdict
+    assert "0.03" in gradients.detail if verdict is None else gradients.value == 0.025
+
+
 def test_mirrored_gradients_fail(bundle: Path, tmp_path: Path) -> None:
     ends = (np.array([value], np.int64) for value in (-1, -(2**31), 3, -1))
     report = check_bundle(edited(bundle, tmp_path / "b.onnx", insert_after("gradients/stage2", "Slice", *ends)))
@@ -102,6 +118,82 @@ def test_gradients_that_ignore_the_image_fail(bundle: Path, tmp_path: Path) -> N
     assert row(report, "gradients of stage2").passed is False
     assert row(report, "gradients of stage2 differ").passed is False
     assert row(report, "gradients of stage1 differ").passed is True
+
+
+@pytest.fixture(scope="module")
+def second_order(model: Path) -> Path:
+    layers = ["stage1", "pool1", "stage2", "stage3"]
+    return camrt.export(model, model.with_name("second.onnx"), layers, second_order=True).path
+
+
+def test_second_derivatives(second_order: Path, bundle: Path) -> None:
+    report = check_bundle(second_order)
+    assert report.passed, report
+    for layer in ("stage1", "pool1", "stage2", "stage3"):
+        assert row(report, f"target gradients of {layer}").passed is True
+        assert row(report, f"Hessian products of {layer}").passed is True
+    assert not any("Hessian" in one.name for one in check_bundle(bundle).rows)
+
+
+def test_second_derivatives_of_independent_classes(tmp_path: Path) -> None:
+    source = small_classifier(tmp_path / "sigmoid.onnx", head="Sigmoid")
+    report = check_bundle(camrt.export(source, tmp_path / "bundle.onnx", second_order=True).path)
+    assert report.passed, report
+    assert row(report, "target gradients of r2").passed is row(report, "Hessian products of r2").passed is True
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shapes")
+    source, arguments = embedded_source(folder)
+    return camrt.export(source, folder / "bundle.onnx", second_order=True, **arguments).path
+
+
+@pytest.mark.parametrize(("damage", "verdict"), [(1.0, True), (1.1, None)])
+def test_second_derivatives_behind_many_kinks(
+    damage: float, verdict: bool | None, shapes: Path, tmp_path: Path
+) -> None:
+    """ReLUs switch at every step, so that only the formula for linear pieces tells."""
+    edit = insert_after("hessian_vectors/stage2", "Mul", np.array(damage, np.float32))
+    session = open_session(edited(shapes, tmp_path / "b.onnx", edit), threads=1)
+    images = random_inputs(session.manifest.input_shape, session.manifest.preprocessing, 2, np.random.default_rng(0))
+    rows = check_second_order(session, images, 3, np.random.default_rng(1))
+    assert {one.name: one.passed for one in rows}["Hessian products of stage2"] is verdict
+    assert {one.name: one.passed for one in rows}["Hessian products of stage4"] is True
+
+
+@pytest.mark.parametrize("layer", ["stage1", "stage3"])
+@pytest.mark.parametrize("damage", [1.1, 0.0, -1.0])
+def test_wrong_hessian_products_fail(layer: str, damage: float, second_order: Path, tmp_path: Path) -> None:
+    edit = insert_after(f"hessian_vectors/{layer}", "Mul", np.array(damage, np.float32))
+    report = check_bundle(edited(second_order, tmp_path / "b.onnx", edit))
+    assert [one.name for one in report.rows if one.passed is False] == [f"Hessian products of {layer}"]
+
+
+def test_wrong_target_gradients_fail(second_order: Path, tmp_path: Path) -> None:
+    edit = insert_after("target_gradients/stage2", "Mul", np.array(1.1, np.float32))
+    report = check_bundle(edited(second_order, tmp_path / "b.onnx", edit))
+    assert row(report, "target gradients of stage2").passed is False
+    assert row(report, "target gradients of stage1").passed is True
+
+
+@pytest.mark.parametrize("fusion", ["product", "mean"])
+def test_the_map_in_the_graph(fusion: str, model: Path, tmp_path: Path) -> None:
+    made = camrt.export(model, tmp_path / "map.onnx", emit="map", base_method="layercam", fusion=fusion).path
+    found = row(check_bundle(made), "map in the graph")
+    assert (found.passed, found.value) == (True, pytest.approx(0, abs=1e-5))
+    assert f"layercam, {fusion}, normalize_twice" in found.detail
+    edit = insert_after("saliency_map", "Mul", np.array(0.999, np.float32))
+    report = check_bundle(edited(made, tmp_path / "darker.onnx", edit))
+    assert [one.name for one in report.rows if one.passed is False] == ["map in the graph"]
+    assert row(report, "map in the graph").value == pytest.approx(1e-3, rel=0.1)
+    flags = check_bundle(edited(made, tmp_path / "flags.onnx", insert_after("saliency_map_degenerate", "Not")))
+    assert row(flags, "map in the graph").passed is False
+    assert "other layers are degenerate" in row(flags, "map in the graph").detail
+
+
+def test_without_a_map_in_the_graph_nothing_is_said(bundle: Path) -> None:
+    assert not any(one.name == "map in the graph" for one in check_bundle(bundle).rows)
 
 
 def test_other_outputs_fail(bundle: Path, model: Path, tmp_path: Path) -> None:

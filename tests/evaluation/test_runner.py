@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from camrt.cam import Perturbation
 from camrt.datasets import SyntheticShapes
 from camrt.evaluation import EvaluationSession, evaluate
 from camrt.evaluation.analysis import EmptyRunError
@@ -90,6 +91,24 @@ class TestRows:
         other, _ = measure(open_session(bundle, tmp_path / "b", images=5, **{**FAST, "batch_size": 2}))
         assert [row["item"] for row in one] == [row["item"] for row in other]
         np.testing.assert_allclose([r["score"] for r in one], [r["score"] for r in other], rtol=0, atol=1e-5)
+
+    def test_channels_bound_the_methods_that_need_a_run_each(self, bundle: Path, tmp_path: Path) -> None:
+        fields = {"metrics": "arcc,coherency", "methods": "scorecam,gradcam", "images": 2}
+        few, every = (
+            open_session(bundle, tmp_path / str(channels), channels=channels, **fields) for channels in (2, None)
+        )
+        shapes = SyntheticShapes("test", 2, 64)
+        inputs = few.explainer.preprocess_images([shapes.item(index).image for index in range(2)])
+        limits = Perturbation(2)
+        explanations = few.explainer.explain(inputs, method="scorecam", perturbation=limits)
+        expected = few.explainer.evaluate(inputs, explanations, ("arcc", "coherency"), perturbation=limits)
+        found, unbounded = ([row["score"] for row in measure(session)[0]] for session in (few, every))
+        for index in range(2):
+            own = slice(4 * index, 4 * index + 2)
+            assert found[own] == pytest.approx([expected[name][index] for name in few.metrics], abs=1e-12)
+            assert found[own] != pytest.approx(unbounded[own], abs=1e-6)
+            assert found[4 * index + 2 : 4 * index + 4] == unbounded[4 * index + 2 : 4 * index + 4]
+        assert few.identity() != every.identity()
 
     def test_the_true_class(self, bundle: Path, tmp_path: Path) -> None:
         session = open_session(bundle, tmp_path / "run", images=8, class_choice="label", **FAST)

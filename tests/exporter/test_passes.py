@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from onnx_ir.passes import InvariantError, PassResult
 
 from camrt.errors import InvalidInputError, InvalidModelError, UnsupportedModelError
+from camrt.exporter.batch_reshapes import KeepBatchInReshapePass
 from camrt.exporter.free_batch import FreeBatchPass
 from camrt.exporter.infer_shapes import InferShapesPass
 from camrt.exporter.passes import FixImageSizePass, FreeNamesPass, RemoveDropoutPass, normalize
@@ -248,6 +249,43 @@ def test_any_other_gather_stays(index: np.ndarray) -> None:
     model = gathered(index.reshape(1, 3, 2, 2))
     assert not RemoveStridedViewPass()(model).modified
     assert "Gather" in op_types(model)
+
+
+# KeepBatchInReshapePass
+
+
+def reshaped(shape: list[int | str], target: list[int], **attributes: int) -> ir.Model:
+    nodes = [
+        helper.make_node("Reshape", ["image", "target"], ["grouped"], "reshape", **attributes),
+        helper.make_node("Relu", ["grouped"], ["y"], "relu"),
+    ]
+    model = relu_chain(shape, *nodes, output="y", target=np.asarray(target, np.int64))
+    InferShapesPass()(model)
+    return model
+
+
+@pytest.mark.parametrize("attributes", [{}, {"allowzero": 1}])
+def test_a_reshape_that_keeps_the_batch_says_so(attributes: dict[str, int]) -> None:
+    model = reshaped(["N", 6, 2, 4], [-1, 2, 3, 8], **attributes)
+    grouped = model.graph.node(0).outputs[0]
+    assert grouped.shape is not None
+    assert str(grouped.shape[0]) != "N"
+    assert KeepBatchInReshapePass()(model).modified
+    target = model.graph.node(0).inputs[1]
+    assert target is not None
+    assert target.const_value is not None
+    assert target.const_value.numpy().tolist() == [0, 2, 3, 8]
+    assert "allowzero" not in model.graph.node(0).attributes
+    InferShapesPass()(model)
+    assert [str(dim) for dim in grouped.shape] == ["N", "2", "3", "8"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "target"),
+    [(["N", 6, 2, 4], [-1, 3, 8]), (["N", 6, 2, 4], [2, -1, 24]), ([3, "N", 4], [-1, 12]), (["N", 6], [-1])],
+)
+def test_a_reshape_that_moves_the_batch_stays(shape: list[int | str], target: list[int]) -> None:
+    assert not KeepBatchInReshapePass()(reshaped(shape, target)).modified
 
 
 # normalize

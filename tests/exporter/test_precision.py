@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 import camrt
 from camrt.bundle import Bundle
 from camrt.errors import InvalidInputError, UnsupportedModelError
-from camrt.evaluation.map_fidelity import map_fidelity
+from camrt.evaluation.map_fidelity import FUSED, map_fidelity
 from camrt.exporter.calibration import quantized_file
 from camrt.exporter.precision import HALF_OPERATORS
 from camrt.exporter.rounding import half_bundle
@@ -190,6 +192,25 @@ def test_half_keeps_the_maps_of_whole_networks(name: str, tmp_path: Path) -> Non
     report = map_fidelity(half.path, plain.path, samples=4, methods=["gradcam++"])
     assert report.passed, report
     assert report.logit_error > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_b0"])
+def test_where_half_loses_the_finer_layers_the_check_says_so(name: str, tmp_path: Path) -> None:
+    """What docs/engines.md says of these two; where it gets better, the page has to change."""
+    model = make_model(name, size=64, num_classes=10, images=make_inputs(2, 64, 3))
+    source = export_onnx(model, tmp_path / "model.onnx", "torchscript")
+    plain = camrt.export(source, tmp_path / "fp32.onnx", list(model.target_layers), image_size=(64, 64))
+    half = half_bundle(plain.path, tmp_path / "fp16.onnx", make_inputs(4, 64, 5))
+    report = map_fidelity(half.path, plain.path, samples=4, methods=["gradcam++", "layercam"])
+    fused = {row.method: row.mean for row in report.rows if row.layer == FUSED}
+    assert fused["gradcam++"] < report.threshold == 0.99 < fused["layercam"]
+    assert not report.passed
+    assert report.top1_agreement == 1.0
+    command = [sys.executable, "-m", "camrt", "check", str(half.path), "--against", str(plain.path), "--samples", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "FAILED: fused maps of gradcam++ need a mean of 0.99" in done.stdout
 
 
 def test_int8_quantises_the_forward_part_and_differentiates_in_float32(quantized: Bundle) -> None:

@@ -16,7 +16,7 @@ from tests.models import ARCHITECTURES, EXPORTERS, Exporter
 SMALL, FULL = 96, 224
 NUM_CLASSES = {SMALL: 20, FULL: 1000}
 # Both exporters by default on those that export fast.
-DYNAMO_BY_DEFAULT = ("resnet18", "mobilenet_v3_small", "squeezenet1_1")
+DYNAMO_BY_DEFAULT = ("resnet18", "mobilenet_v3_small")
 
 
 @dataclass(frozen=True, slots=True)

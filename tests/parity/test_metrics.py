@@ -32,7 +32,12 @@ TOLERANCE = 1e-3
 FRACTIONS = (20, 40, 60, 80)
 # What each is for a map that says nothing.
 METRICS = {"complexity": 0.0, "coherency": 0.5, "road": 0.0, "arcc": 0.0}
-METHODS = ("refinecam", "gradcam++")
+COMBINATIONS = [
+    ("refinecam", "probability"),
+    ("gradcam++", "logit"),
+    pytest.param("refinecam", "logit", marks=pytest.mark.slow),
+    pytest.param("gradcam++", "probability", marks=pytest.mark.slow),
+]
 CASES = [
     pytest.param(Case("resnet18", "torchscript", SMALL), id="resnet18-96"),
     pytest.param(Case("mobilenet_v3_small", "torchscript", SMALL), id="mobilenet_v3_small-96"),
@@ -147,8 +152,7 @@ def ours(exported: Exported, explanations: Sequence[Explanation], method: str, t
 
 
 @pytest.mark.parametrize("exported", CASES, indirect=True)
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("method", "target"), COMBINATIONS)
 def test_metrics(exported: Exported, class_set: str, method: str, target: str) -> None:
     explanations = exported.explainer.explain(exported.inputs, exported.classes(class_set), method=method)
     expected = oracle(exported, explanations, method, target)

@@ -19,6 +19,7 @@ from camrt.errors import (
     InvalidInputError,
     InvalidModelError,
     LayerNotFoundError,
+    MethodUnavailableError,
     UnsupportedModelError,
 )
 from camrt.runtime import available_providers, bundle_session, open_model, open_session
@@ -169,6 +170,24 @@ def test_run_from_a_layer_that_is_kept_with_channels_last(tmp_path: Path) -> Non
     outputs = session.run(inputs, np.array([0, 1]), ["tail"])
     (layer,) = outputs.layers
     np.testing.assert_allclose(session.run_from_layer("tail", layer.activations), outputs.logits, rtol=0, atol=1e-6)
+
+
+def test_target_gradients_from_a_layer_are_those_of_a_run(tmp_path: Path) -> None:
+    source = residual_classifier(tmp_path / "source.onnx")
+    session = open_session(camrt.export(source, tmp_path / "bundle.onnx", second_order=True).path, threads=1)
+    classes = np.array([3, 0])
+    for layer in session.run(images(), classes, LAYERS, derivatives=2).layers:
+        found = session.target_gradients_from_layer(layer.name, layer.activations, classes)
+        np.testing.assert_allclose(found, layer.gradients, rtol=0, atol=1e-6 * np.abs(layer.gradients).max())
+    with pytest.raises(ClassIndexError):
+        session.target_gradients_from_layer("stage2", np.zeros((2, 12, 4, 4), np.float32), np.array([9, 0]))
+
+
+def test_target_gradients_need_second_derivatives(bundle: Bundle) -> None:
+    with pytest.raises(MethodUnavailableError, match="second_order=True"):
+        open_session(bundle.path, threads=1).target_gradients_from_layer(
+            "stage2", np.zeros((1, 12, 4, 4), np.float32), np.array([0])
+        )
 
 
 def test_run_from_layer_refuses_what_it_cannot_start_at(tmp_path: Path) -> None:

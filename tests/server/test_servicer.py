@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -18,8 +19,12 @@ from PIL import Image
 import camrt
 from camrt.cam import CAM_METHODS, Perturbation
 from camrt.cam.methods import available_methods
-from camrt.explainer import sample_image_path
+from camrt.explainer import embedded_bundle_path, sample_image_path
+from camrt.runtime import open_session
+from camrt.runtime.parity import Parity
 from camrt.server.errors import OverloadedError
+from camrt.server.models import LoadedModel
+from camrt.server.replies import model_message
 from camrt.v1 import explainer_pb2 as pb
 from camrt.v1 import explainer_pb2_grpc as pb_grpc
 from tests.exporter.graphs import small_classifier
@@ -545,6 +550,7 @@ def test_get_model(stub, explainer: camrt.Explainer, bare: camrt.Explainer) -> N
     assert reply.defaults.method == "refinecam"
     assert camrt.Preprocessing.from_dict(json.loads(reply.preprocessing_json)) == explainer.preprocessing
     assert (reply.provider, reply.camrt_version) == ("cpu", camrt.__version__)
+    assert (reply.precision, reply.HasField("parity")) == (manifest.precision, False)
     assert reply.summary.state == pb.MODEL_STATE_READY
     other = stub.GetModel(pb.GetModelRequest(model=pb.ModelReference(name="bare")), timeout=SECONDS)
     assert other.preprocessing_json == ""
@@ -552,3 +558,16 @@ def test_get_model(stub, explainer: camrt.Explainer, bare: camrt.Explainer) -> N
     missing = pb.GetModelRequest(model=pb.ModelReference(name="none"))
     assert failure(lambda: stub.GetModel(missing, timeout=SECONDS))[1].reason == "MODEL_NOT_FOUND"
     assert Path(explainer.manifest.source_name)
+
+
+def test_what_the_check_at_load_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = open_session(embedded_bundle_path(), threads=1)
+    session.parity = Parity("tensorrt", {"stage4": 0.9951, "stage3": 0.9922}, 0.002, 0.5, 0.99)
+    session.manifest = replace(session.manifest, precision="fp16")
+    monkeypatch.setattr("camrt.explainer.explainer.open_session", lambda *_: session)
+    model = LoadedModel("shapes", "1", camrt.Explainer(), "digest", "tensorrt")
+    reply = model_message(model, (), 8)
+    assert reply.precision == "fp16"
+    assert dict(reply.parity.layer_correlations) == pytest.approx(session.parity.correlations)
+    figures = (reply.parity.logit_error, reply.parity.top1_agreement, reply.parity.threshold)
+    assert (reply.parity.provider, figures) == ("tensorrt", pytest.approx((0.002, 0.5, 0.99)))

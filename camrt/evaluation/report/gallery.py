@@ -105,6 +105,7 @@ def _make_item(
             base_method=spec.base_method or spec.method,
             fusion=spec.fusion or "product",
             target_layers=spec.layers,
+            perturbation=session.perturbation,
         )
         own = scores.metric(analysis.main_metric)[row, scores.explainers.index(spec)]
         title = f"{spec.label}: {analysis.main_metric} {number(own)}"
