@@ -8,7 +8,9 @@ peers.
 from __future__ import annotations
 
 import argparse
+import base64
 import http.client
+import json
 import shlex
 import signal
 import socket
@@ -87,12 +89,13 @@ def http_call(port: int) -> Call:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=START_SECONDS)
 
     def call(file: bytes) -> bytes:
-        connection.request("POST", "/predict", file, {"Content-Type": "application/octet-stream"})
+        body = json.dumps({"image": base64.b64encode(file).decode()})
+        connection.request("POST", "/predict", body, {"Content-Type": "application/json"})
         answer = connection.getresponse()
-        body = answer.read()
+        text = answer.read()
         if answer.status != 200:
-            raise SystemExit(f"LitServe answered {answer.status}: {body[:200]!r}")
-        return body
+            raise SystemExit(f"LitServe answered {answer.status}: {text[:200]!r}")
+        return base64.b64decode(json.loads(text)["map"])
 
     return call
 

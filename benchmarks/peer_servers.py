@@ -24,7 +24,6 @@ from tests.models import TestModel
 from tests.oracles import pytorch_grad_cam
 
 SERVICE, METHOD = "peer.Explainer", "Explain"
-LITSERVE_BATCH, LITSERVE_WAIT_SECONDS = 8, 0.005
 
 
 class PeerExplainer:
@@ -76,36 +75,6 @@ class Arguments:
     threads: int
 
 
-def serve_litserve(arguments: Arguments) -> None:
-    """LitServe with its own batching."""
-    import litserve
-    from fastapi import Request, Response
-
-    class Api(litserve.LitAPI):
-        def setup(self, device: str) -> None:
-            del device
-            self.explainer = PeerExplainer(arguments.model, arguments.threads)
-
-        async def decode_request(self, request: Request) -> bytes:
-            return await request.body()
-
-        def batch(self, inputs: list[bytes]) -> list[bytes]:
-            return inputs
-
-        def predict(self, x: list[bytes]) -> list[bytes]:
-            return self.explainer.explain(x)
-
-        def unbatch(self, output: list[bytes]) -> list[bytes]:
-            return output
-
-        def encode_response(self, output: bytes) -> Response:
-            return Response(output, media_type="application/octet-stream")
-
-    api = Api(max_batch_size=LITSERVE_BATCH, batch_timeout=LITSERVE_WAIT_SECONDS)
-    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, timeout=120)
-    server.run(host="127.0.0.1", port=arguments.port, generate_client_file=False, log_level="error")
-
-
 def main() -> None:
     """Serves until it is stopped."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -117,7 +86,9 @@ def main() -> None:
     if arguments.kind == "grpc":
         asyncio.run(serve_grpc(PeerExplainer(arguments.model, arguments.threads), arguments.port))
     else:
-        serve_litserve(arguments)
+        from benchmarks.peer_litserve import serve
+
+        serve(arguments.port, arguments.model, arguments.threads)
 
 
 if __name__ == "__main__":
