@@ -62,8 +62,8 @@ class _Engine:
 class OpenVinoSession(BundleSession[_Engine]):
     """A bundle on OpenVINO. See camrt.runtime.session.Session for the methods.
 
-    With "openvino-bf16" the nodes that the exporter appended compute in bfloat16 and everything else in float32:
-    logits and activations are those of float32, gradients are rounded to 8 bits of mantissa on their way.
+    With "openvino-bf16" all that logits, classes and activations are computed from stays in float32, and the rest
+    computes in bfloat16: gradients are rounded to 8 bits of mantissa on their way.
 
     Args:
         path: the bundle.
@@ -84,23 +84,23 @@ class OpenVinoSession(BundleSession[_Engine]):
 
     def _open(self, outputs: tuple[str, ...], cut_at: str | None) -> _Engine:
         graph = self._model.complete(outputs, cut_at)
-        mixed = self._low_precision and self.manifest.class_index_output in outputs
+        mixed, exact = self._low_precision and self.manifest.class_index_output in outputs, self._exact(outputs)
         options: dict[str, Any] = {
             "INFERENCE_NUM_THREADS": self._threads or (os.cpu_count() or 1),
             "NUM_STREAMS": 1,
             "INFERENCE_PRECISION_HINT": _LOW if mixed else "f32",
         }
         try:
-            model, forward = self._core.read_model(model=graph), frozenset[str]()
+            model = self._core.read_model(model=graph)
             if mixed:
-                model, forward = keep_forward_exact(self._core, model)
+                model = keep_forward_exact(self._core, model, exact)
             compiled = self._core.compile_model(model, "CPU", options)
         except RuntimeError as error:
             raise InvalidModelError(
                 f"OpenVINO cannot load {self._path}: {_first_line(error)}.", "Use provider 'cpu'."
             ) from error
         if mixed:
-            self._check_exact(compiled, forward)
+            self._check_exact(compiled, exact)
         return _Engine(compiled)
 
     def _execute(self, engine: _Engine, feeds: Mapping[str, AnyArray]) -> Sequence[AnyArray]:
@@ -113,9 +113,16 @@ class OpenVinoSession(BundleSession[_Engine]):
                 ) from error
             return [results[index] for index in range(len(engine.model.outputs))]
 
-    def _check_exact(self, compiled: openvino.CompiledModel, forward: frozenset[str]) -> None:
+    def _exact(self, outputs: Sequence[str]) -> list[int]:
+        """Positions of the outputs of the forward part."""
+        manifest = self.manifest
+        names = {manifest.logits, manifest.class_index_output}
+        names.update(layer.activations for layer in manifest.target_layers)
+        return [position for position, name in enumerate(outputs) if name in names]
+
+    def _check_exact(self, compiled: openvino.CompiledModel, exact: Sequence[int]) -> None:
         """UnsupportedModelError where a node of the forward part would compute in bfloat16 all the same."""
-        if rounded := rounded_forward_nodes(compiled, forward):
+        if rounded := rounded_forward_nodes(compiled, exact):
             raise UnsupportedModelError(
                 f"OpenVINO would round the forward part of {self._path} to bfloat16, at {', '.join(rounded[:3])}.",
                 "Use provider 'openvino', which computes in float32 throughout.",

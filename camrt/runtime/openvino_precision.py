@@ -1,5 +1,7 @@
 """Keeps the forward part of a graph in float32 while OpenVINO computes the rest in bfloat16.
 
+The forward part is what the exact results (logits, classes, activations) are computed from.
+
 OpenVINO's CPU plugin lowers the precision of a whole graph. A node that carries the attribute ``precise`` keeps its
 own; the Python interface cannot attach it, the file format can, so the graph is written, marked and read again. Some
 of the plugin's rewrites forget the mark: of MaxPool's newer versions to the first, of products with constant weights,
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import tempfile
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,19 +22,24 @@ import numpy as np
 if TYPE_CHECKING:
     import openvino
 
-_APPENDED = ("camrt/", "gradients/")  # names of what the exporter appended
 _UNMARKED = ("Const", "Parameter", "Result")
 _ROUNDING = ("Reorder", "Const", "Input", "Output")  # moves of data; what reads them is looked at itself
 
 
-def keep_forward_exact(core: openvino.Core, model: openvino.Model) -> tuple[openvino.Model, frozenset[str]]:
-    """``model`` with every node of the forward part marked to keep its precision, and the names of those nodes."""
+def keep_forward_exact(core: openvino.Core, model: openvino.Model, exact: Sequence[int]) -> openvino.Model:
+    """``model`` with every node of the forward part marked to keep its precision.
+
+    Args:
+        core: reads the marked graph.
+        model: is changed.
+        exact: positions of the exact results.
+    """
     import openvino
 
-    _products_as_convolutions(model)
-    _batch_norms_as_products(model)
-    _gates_by_tanh(model)
-    names = set()
+    _products_as_convolutions(model, exact)
+    _batch_norms_as_products(model, exact)
+    _gates_by_tanh(model, exact)
+    names = {node.get_friendly_name() for node in _forward_nodes(model, exact)}
     with tempfile.TemporaryDirectory() as folder:
         graph, weights = Path(folder) / "graph.xml", Path(folder) / "graph.bin"
         openvino.serialize(model, str(graph), str(weights))
@@ -39,50 +47,41 @@ def keep_forward_exact(core: openvino.Core, model: openvino.Model) -> tuple[open
         layers = tree.getroot().find("layers")
         assert layers is not None
         for layer in layers:
-            name = layer.get("name", "")
-            if layer.get("type") not in _UNMARKED and _is_forward(name):
+            if layer.get("type") not in _UNMARKED and layer.get("name") in names:
                 _as_first_max_pool(layer)
                 _mark(layer)
-                names.add(name)
         tree.write(graph)
-        return core.read_model(str(graph), str(weights)), frozenset(names)
+        return core.read_model(str(graph), str(weights))
 
 
-def rounded_forward_nodes(compiled: openvino.CompiledModel, forward_names: frozenset[str]) -> list[str]:
-    """Names of forward nodes that compute in bfloat16.
-
-    Rewrites of the plugin give new names. What feeds a forward node is one itself: the backward part never does.
-    """
-    forward: set[str] = set()
+def rounded_forward_nodes(compiled: openvino.CompiledModel, exact: Sequence[int]) -> list[str]:
+    """Names of forward nodes that compute in bfloat16."""
     found = []
-    for node in reversed(compiled.get_runtime_model().get_ordered_ops()):
+    for node in _forward_nodes(compiled.get_runtime_model(), exact):
         info = node.get_rt_info()
-        originals = set(str(info["originalLayersNames"].astype(str)).split(","))
-        consumers = {port.get_node().get_friendly_name() for port in _readers(node)}
-        if not (originals & forward_names or consumers & forward):
-            continue
-        forward.add(node.get_friendly_name())
         kind, precision = str(info["layerType"].astype(str)), str(info["runtimePrecision"].astype(str))
         if precision == "bf16" and kind not in _ROUNDING:
             found.append(node.get_friendly_name())
     return found
 
 
-def _readers(node: Any) -> list[Any]:
-    return [port for output in node.outputs() for port in output.get_target_inputs()]
+def _forward_nodes(model: openvino.Model, exact: Sequence[int], kind: str | None = None) -> Iterator[Any]:
+    """What the results at the positions ``exact`` are computed from, or the nodes of one type among it, in order."""
+    results = model.get_results()
+    needed = {results[position].get_friendly_name() for position in exact}
+    found = []
+    for node in reversed(model.get_ordered_ops()):
+        if node.get_friendly_name() in needed:
+            needed.update(port.get_source_output().get_node().get_friendly_name() for port in node.inputs())
+            found.append(node)
+    return (node for node in reversed(found) if kind is None or node.get_type_name() == kind)
 
 
-def _is_forward(name: str) -> bool:
-    return not name.startswith(_APPENDED)
-
-
-def _products_as_convolutions(model: openvino.Model) -> None:
-    """Replaces products of the forward part, (N, C) times constant (K, C), by convolutions of one pixel."""
+def _products_as_convolutions(model: openvino.Model, exact: Sequence[int]) -> None:
+    """Replaces products, (N, C) times constant (K, C), by convolutions of one pixel."""
     from openvino import opset13
 
-    for node in model.get_ordered_ops():
-        if node.get_type_name() != "MatMul" or not _is_forward(node.get_friendly_name()):
-            continue
+    for node in _forward_nodes(model, exact, "MatMul"):
         weights = node.input_value(1).get_node()
         flags = node.get_attributes()
         two_axes = len(node.input(0).get_partial_shape()) == len(node.input(1).get_partial_shape()) == 2
@@ -96,19 +95,14 @@ def _products_as_convolutions(model: openvino.Model) -> None:
         pixels = opset13.reshape(data, opset13.constant([-1, inputs, 1, 1]), False)
         kernels = opset13.constant(matrix[:, :, None, None].copy())
         product = opset13.convolution(pixels, kernels, [1, 1], [0, 0], [0, 0], [1, 1])
-        flat = opset13.reshape(product, opset13.constant([-1, outputs]), False)
-        product.set_friendly_name(f"{node.get_friendly_name()}/convolution")
-        flat.set_friendly_name(node.get_friendly_name())
-        _replace(node, flat)
+        _replace(node, opset13.reshape(product, opset13.constant([-1, outputs]), False))
 
 
-def _batch_norms_as_products(model: openvino.Model) -> None:
+def _batch_norms_as_products(model: openvino.Model, exact: Sequence[int]) -> None:
     """Replaces BatchNormalization of constants by x * scale + shift."""
     from openvino import opset13
 
-    for node in model.get_ordered_ops():
-        if node.get_type_name() != "BatchNormInference" or not _is_forward(node.get_friendly_name()):
-            continue
+    for node in _forward_nodes(model, exact, "BatchNormInference"):
         # The data come first or third, by version; the constants are scale, shift, mean, variance in both.
         sources = [node.input_value(index).get_node() for index in range(5)]
         constants = [source for source in sources if source.get_type_name() == "Constant"]
@@ -120,27 +114,21 @@ def _batch_norms_as_products(model: openvino.Model) -> None:
         axes = (-1, *(1,) * (len(node.input(place).get_partial_shape()) - 2))
         data = node.input_value(place)
         scaled = opset13.multiply(data, opset13.constant(scale.reshape(axes).astype(np.float32)))
-        shifted = opset13.add(scaled, opset13.constant((beta - mean * scale).reshape(axes).astype(np.float32)))
-        scaled.set_friendly_name(f"{node.get_friendly_name()}/scaled")
-        shifted.set_friendly_name(node.get_friendly_name())
-        _replace(node, shifted)
+        shift = opset13.constant((beta - mean * scale).reshape(axes).astype(np.float32))
+        _replace(node, opset13.add(scaled, shift))
 
 
-def _gates_by_tanh(model: openvino.Model) -> None:
+def _gates_by_tanh(model: openvino.Model, exact: Sequence[int]) -> None:
     """Replaces x * sigmoid(x), which the plugin would fuse, by x * (tanh(x / 2) / 2 + 1 / 2)."""
     from openvino import opset13
 
-    for node in model.get_ordered_ops():
-        if node.get_type_name() != "Multiply" or not _is_forward(node.get_friendly_name()):
-            continue
+    for node in _forward_nodes(model, exact, "Multiply"):
         for index in (0, 1):
             gate, data = node.input_value(index).get_node(), node.input_value(1 - index)
             if gate.get_type_name() == "Sigmoid" and _same_port(gate.input_value(0), data):
                 half = opset13.constant(np.float32(0.5))
                 wave = opset13.tanh(opset13.multiply(data, half))
-                product = opset13.multiply(data, opset13.add(opset13.multiply(wave, half), half))
-                product.set_friendly_name(node.get_friendly_name())
-                _replace(node, product)
+                _replace(node, opset13.multiply(data, opset13.add(opset13.multiply(wave, half), half)))
                 break
 
 
@@ -150,6 +138,7 @@ def _same_port(one: Any, other: Any) -> bool:
 
 
 def _replace(node: Any, other: Any) -> None:
+    other.set_friendly_name(node.get_friendly_name())
     for target in node.output(0).get_target_inputs():
         target.replace_source_output(other.output(0))
     other.output(0).get_tensor().set_names(node.output(0).get_tensor().get_names())

@@ -68,6 +68,20 @@ def test_maps_keep_their_shape_in_bfloat16(bundle: Bundle) -> None:
         assert np.corrcoef(one.saliency_map.ravel(), other.saliency_map.ravel())[0, 1] > LEAST_CORRELATION
 
 
+@NEEDS_BFLOAT16
+def test_second_derivatives_in_bfloat16_under_an_exact_forward_part(tmp_path: Path) -> None:
+    source = Path(__file__).parents[2] / "training" / "shapes_cnn.onnx"
+    path = camrt.export(source, tmp_path / "bundle.onnx", second_order=True).path
+    low, exact = open_session(path, "openvino-bf16", 1), open_session(path, "openvino", 1)
+    image = np.random.default_rng(0).standard_normal((1, *low.manifest.input_shape)).astype(np.float32)
+    names = low.manifest.layer_names
+    found, expected = (session.run(image, np.array([1, 4]), names, derivatives=2) for session in (low, exact))
+    assert relative(found.logits, expected.logits) < 1e-5
+    for one, other in zip(found.layers, expected.layers, strict=True):
+        assert relative(one.activations, other.activations) < 1e-5
+        assert np.corrcoef(one.gradients.ravel(), other.gradients.ravel())[0, 1] > LEAST_CORRELATION
+
+
 def small_session(provider: str) -> Session:
     from camrt.explainer import embedded_bundle_path
 
