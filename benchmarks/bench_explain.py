@@ -182,14 +182,18 @@ def run(options: argparse.Namespace, command: str) -> Report:
     return Report("peers", command, machine, settings, tables, notes=notes)
 
 
+def publish(report: Report, out: Path | None) -> None:
+    """Prints a report, and writes it where a folder is named."""
+    Console(width=None if sys.stdout.isatty() else 200).print(report.to_markdown(), markup=False, highlight=False)
+    for path in [] if out is None else report.write(out):
+        print(f"written: {path}")
+
+
 def main() -> None:
     """Runs the benchmark, prints its tables and writes them where a folder is named."""
     options = parse(sys.argv[1:])
     report = run(options, shlex.join(["python", "-m", "benchmarks.bench_explain", *sys.argv[1:]]))
-    Console(width=None if sys.stdout.isatty() else 200).print(report.to_markdown(), markup=False, highlight=False)
-    if options.out is not None:
-        for path in report.write(options.out):
-            print(f"written: {path}")
+    publish(report, options.out)
 
 
 if __name__ == "__main__":

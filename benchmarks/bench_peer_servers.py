@@ -27,13 +27,13 @@ from pathlib import Path
 import grpc
 import numpy as np
 import torch
-from rich.console import Console
 
+from benchmarks.bench_explain import publish
 from benchmarks.bench_server import make_bundle, pictures
 from benchmarks.peer_servers import METHOD, SERVICE
-from benchmarks.server_load import ServerProcess
 from camrt.bench.environment import describe_machine, quiet_notes
 from camrt.bench.report import Report, Row, Table
+from camrt.bench.serving import ServerProcess
 from camrt.client import ExplainerClient
 from tests.models import make_inputs, make_model
 
@@ -200,10 +200,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the report to this folder")
     options = parser.parse_args()
     report = run(options, shlex.join(["python", "-m", "benchmarks.bench_peer_servers", *sys.argv[1:]]))
-    Console(width=None if sys.stdout.isatty() else 160).print(report.to_markdown(), markup=False, highlight=False)
-    if options.out is not None:
-        for path in report.write(options.out):
-            print(f"written: {path}")
+    publish(report, options.out)
 
 
 if __name__ == "__main__":

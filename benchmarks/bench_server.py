@@ -34,13 +34,14 @@ import camrt
 from benchmarks.server_load import (
     START_SECONDS,
     Outcomes,
-    ServerProcess,
     arrivals,
     beside_heavy,
     callers,
     one,
+    resident_bytes,
     single_queue,
 )
+from camrt.bench.serving import ServerProcess
 from camrt.client import AsyncExplainerClient
 from camrt.datasets import SyntheticShapes
 from tests.models import export_onnx, make_inputs, make_model
@@ -186,9 +187,9 @@ async def bench_memory(files: Sequence[bytes], requests: int) -> dict[str, Any]:
 
     with ServerProcess(None) as server:
         await send(server.target, max(WARM_UP_REQUESTS, requests // 10))
-        before = server.resident_bytes()
+        before = resident_bytes(server)
         await send(server.target, requests)
-        after = server.resident_bytes()
+        after = resident_bytes(server)
     return {"requests": requests, "before_bytes": before, "after_bytes": after, "memory_growth": after / before - 1}
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from camrt.bench.serving import ServerProcess
 from camrt.client import AsyncExplainerClient, RemoteError
 from camrt.errors import CamrtError
 
@@ -39,34 +37,10 @@ class Outcomes:
         return 1e3 * float(np.percentile(self.seconds, percent)) if self.seconds else float("nan")
 
 
-class ServerProcess:
-    """``camrt serve`` on a free loopback port, for the length of a with block."""
-
-    def __init__(self, bundle: Path | None, *flags: str) -> None:
-        arguments = [sys.executable, "-m", "camrt", "serve", *([str(bundle)] if bundle else []), "--port", "0", *flags]
-        self.process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"the server did not start: {' '.join(arguments)}")
-        self.target = line.split()[3]
-
-    def __enter__(self) -> ServerProcess:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(START_SECONDS)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-
-    def resident_bytes(self) -> int:
-        """Memory of the process, of /proc."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
+def resident_bytes(server: ServerProcess) -> int:
+    """Memory of the process, of /proc."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
 
 
 async def one(client: AsyncExplainerClient, picture: bytes, outcomes: Outcomes) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -20,7 +22,47 @@ from camrt.bench.workload import Workload
 from camrt.client import AsyncExplainerClient
 from camrt.errors import InvalidInputError
 
-STOP_SECONDS = 30
+STOP_SECONDS = 60
+
+
+class ServerProcess:
+    """``camrt serve`` on a free port of the loopback interface, for the length of a with block.
+
+    Args:
+        bundle: what it serves; None: the model that comes with camrt.
+        flags: of ``camrt serve``.
+
+    Attributes:
+        process: the server.
+        target: host:port.
+
+    Raises:
+        InvalidInputError: it does not start.
+    """
+
+    def __init__(self, bundle: Path | None, *flags: str) -> None:
+        command = [sys.executable, "-m", "camrt", "serve", *([str(bundle)] if bundle else []), "--port", "0", *flags]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            self.process.wait()
+            raise InvalidInputError("The server did not start.", f"Try `{shlex.join(['camrt', *command[3:]])}`.")
+        self.target = line.split()[3]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.process.stdout is not None
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self.process.stdout.close()
 
 
 def bench_server(
@@ -46,7 +88,8 @@ def bench_server(
         lines = [Contender({"callers": 1}, lambda: explainer.explain_images(jpeg, output_size="input"))]
         alone = take_turns(lines, rounds=max(10, int(10 * seconds)))[0]
     rows: list[Row] = [{"where": "in process", "callers": 1, **_figures(alone.seconds, sum(alone.seconds))}]
-    with _server(work, threads) if target is None else _running(target) as address:
+    with ExitStack() as stack:
+        address = target or stack.enter_context(ServerProcess(work.bundle, "--threads", str(threads))).target
         asyncio.run(_load(address, jpeg, 4, 1.0))
         for count in sorted(set(callers)):
             progress(f"{count} callers")
@@ -79,31 +122,3 @@ async def _load(target: str, jpeg: bytes, callers: int, seconds: float) -> tuple
 
         await asyncio.gather(*(caller() for _ in range(callers)))
     return times, time.perf_counter() - begun
-
-
-@contextmanager
-def _running(target: str) -> Iterator[str]:
-    yield target
-
-
-@contextmanager
-def _server(work: Workload, threads: int) -> Iterator[str]:
-    """``camrt serve`` on a free port of the loopback interface; its address."""
-    with _process(work.bundle, threads) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
-            raise InvalidInputError("The server did not start.", f"Try `camrt serve {work.bundle}`.")
-        try:
-            yield line.split()[3]
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def _process(bundle: Path, threads: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "camrt", "serve", str(bundle), "--port", "0", "--threads", str(threads)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
