@@ -69,6 +69,47 @@ def masks() -> tuple[str, dict[str, FloatArray], list[tuple[str, onnx.ModelProto
     return "ReLU, 64x56x56", inputs, [(form.label, form.model(inputs)) for form in forms]
 
 
+def silu() -> tuple[str, dict[str, FloatArray], list[tuple[str, onnx.ModelProto]]]:
+    """Between 1x1 convolutions, forward and back: which layout the arrays are in is part of the time."""
+    inputs = arrays(x=(1, 40, 28, 28), dy=(1, 40, 28, 28))
+    rng = np.random.default_rng(1)
+    constants: dict[str, AnyArray] = {
+        "wide": rng.standard_normal((240, 40, 1, 1)).astype(np.float32),
+        "narrow": rng.standard_normal((40, 240, 1, 1)).astype(np.float32),
+        "one": np.float32(1),
+    }
+    start = [
+        node("Conv", ["x", "wide"], ["a"]),
+        node("Sigmoid", ["a"], ["s"]),
+        node("Mul", ["a", "s"], ["y"]),
+        node("Conv", ["y", "narrow"], ["z"]),
+        node("Conv", ["dy", "wide"], ["g"]),
+    ]
+    end = [node("Conv", ["da", "narrow"], ["dx"]), node("Add", ["dx", "z"], ["out"])]
+    rest = {
+        "HardSigmoid": node("HardSigmoid", ["s"], ["rest"], alpha=-1.0, beta=1.0),
+        "Sub": node("Sub", ["one", "s"], ["rest"]),
+    }
+    whole = [
+        node("Mul", ["y", "rest"], ["rise"]),
+        node("Add", ["s", "rise"], ["slope"]),
+        node("Mul", ["g", "slope"], ["da"]),
+    ]
+    by_node = [
+        node("Mul", ["s", "rest"], ["ds"]),
+        node("Mul", ["g", "a"], ["ga"]),
+        node("Mul", ["ga", "ds"], ["right"]),
+        node("Mul", ["g", "s"], ["left"]),
+        node("Add", ["left", "right"], ["da"]),
+    ]
+    forms = [
+        Form("s + y (1 - s)", [*start, rest["Sub"], *whole, *end], constants),
+        Form("s + y (1 - s), 1 - s by HardSigmoid", [*start, rest["HardSigmoid"], *whole, *end], constants),
+        Form("node by node", [*start, rest["Sub"], *by_node, *end], constants),
+    ]
+    return "SiLU between 1x1 Convs, 240x28x28", inputs, [(form.label, form.model(inputs)) for form in forms]
+
+
 def interleaving() -> tuple[str, dict[str, FloatArray], list[tuple[str, onnx.ModelProto]]]:
     inputs = arrays(**dict.fromkeys("abcd", (1, 128, 28, 28)))
     concats = [
@@ -206,7 +247,7 @@ def measure(
 
 def groups() -> Iterator[tuple[str, dict[str, FloatArray], list[tuple[str, onnx.ModelProto]]]]:
     """Every comparison; the form in use comes first."""
-    yield from (masks(), interleaving(), zero_interleaving())
+    yield from (masks(), silu(), interleaving(), zero_interleaving())
     for shape in ((64, 64, 3, 1, 56), (128, 64, 3, 2, 56), (512, 256, 3, 2, 14)):
         yield convolution(*shape)
     for shape in ((128, 64, 1, 2, 56), (512, 256, 1, 2, 56), (1024, 512, 1, 2, 28), (2048, 1024, 1, 2, 14)):

@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from camrt.errors import UnsupportedOpError
+from camrt.exporter.activation_patterns import ActivationPattern, find_activation_patterns
 from camrt.exporter.batch_axis import find_batch_axes
-from camrt.exporter.gelu_patterns import find_gelu_patterns
 from camrt.exporter.graph_walk import path_nodes, values_between
 from camrt.exporter.op_builder import OpBuilder
 from camrt.exporter.vjp import MULTI_OUTPUT_RULES, VJP_RULES, has_rule
-from camrt.exporter.vjp.activation import gelu_gradient
-from camrt.exporter.vjp.registry import unsupported
+from camrt.exporter.vjp.registry import operand, unsupported
 
 
 def append_backward(
@@ -41,16 +40,18 @@ def append_backward(
             raise _unsupported(graph, node, logits, targets)
     op.wanted = between
     op.batch_axes, op.cotangent = find_batch_axes(graph), logits_cotangent
-    gelus = find_gelu_patterns(nodes, targets.values())
+    patterns = find_activation_patterns(nodes, targets.values())
+    inner = {node for pattern in patterns.values() for node in pattern.inner}
     gradients: dict[ir.Value, ir.Value] = {logits: logits_cotangent}
     for node in reversed(nodes):
-        if node in gelus.inner:
+        if node in inner:
             continue
         op.dtype = node.outputs[0].dtype or op.dtype
         cotangents = [gradients.get(output) for output in node.outputs]
-        inputs: Sequence[ir.Value | None] = [gelus.sources[node]] if node in gelus.sources else node.inputs
+        pattern = patterns.get(node)
+        inputs: Sequence[ir.Value | None] = node.inputs if pattern is None else [pattern.x]
         try:
-            contributions = _apply_rule(op, node, inputs, cotangents)
+            contributions = _apply_rule(op, node, pattern, cotangents)
         except UnsupportedOpError as error:
             raise _unsupported(graph, node, logits, targets, error.reason) from error
         for value, gradient in zip(inputs, contributions, strict=True):
@@ -58,14 +59,29 @@ def append_backward(
                 continue
             if gradient is None:
                 raise _unsupported(graph, node, logits, targets, f"its input {value.name!r} depends on the image")
-            gradients[value] = op("Add", gradients[value], gradient) if value in gradients else gradient
+            gradients[value] = _sum(op, gradients[value], gradient) if value in gradients else gradient
     return {name: gradients[value] for name, value in targets.items()}
 
 
+def _sum(op: OpBuilder, first: ir.Value, second: ir.Value) -> ir.Value:
+    """The sum of two gradients of a value. Add broadcasts, so an Expand of one of them is left out."""
+    small = [value for value in (first, second) if _unexpanded(value) is not value]
+    if len(small) == 1:
+        other = second if first is small[0] else first
+        return op("Add", other, _unexpanded(small[0]))
+    return op("Add", first, second)
+
+
+def _unexpanded(gradient: ir.Value) -> ir.Value:
+    """What an Expand made ``gradient`` of, or ``gradient``."""
+    node = gradient.producer()
+    return operand(node) if node is not None and node.op_type == "Expand" else gradient
+
+
 def _apply_rule(
-    op: OpBuilder, node: ir.Node, inputs: Sequence[ir.Value | None], cotangents: Sequence[ir.Value | None]
+    op: OpBuilder, node: ir.Node, pattern: ActivationPattern | None, cotangents: Sequence[ir.Value | None]
 ) -> Sequence[ir.Value | None]:
-    """The gradients of ``inputs``: those of the node, or the one of a pattern that ends in it.
+    """The gradients of the node's inputs, or the one of the pattern that ends in it.
 
     Raises:
         UnsupportedOpError: the rule refuses the node, or an output that the rule does not cover is on the path.
@@ -76,11 +92,10 @@ def _apply_rule(
         cotangent = cotangents[0]
         if cotangent is None or any(other is not None for other in cotangents[1:]):
             raise unsupported(node, "an output other than its first is used")
-        if inputs is not node.inputs:
-            assert inputs[0] is not None
-            return [gelu_gradient(op, inputs[0], cotangent)]
+        if pattern is not None:
+            return [pattern.gradient(op, cotangent)]
         found = VJP_RULES[node.op_type](op, node, cotangent)
-    return [*found, *[None] * (len(inputs) - len(found))]
+    return [*found, *[None] * (len(node.inputs) - len(found))]
 
 
 def _unsupported(

@@ -139,6 +139,12 @@ def _gelu_tanh_slope(op: OpBuilder, x: ir.Value) -> ir.Value:
     return op("Mul", op("Add", op("Add", t, op.scalar(1.0)), rise), op.scalar(0.5))
 
 
+def silu_gradient(op: OpBuilder, s: ir.Value, y: ir.Value, cotangent: ir.Value) -> ir.Value:
+    """dy (s + y (1 - s)), s = sigmoid(x), y = x s."""
+    rise = op("Mul", y, op("Sub", op.scalar(1.0), s))
+    return op("Mul", cotangent, op("Add", s, rise))
+
+
 @register_vjp("Softplus")
 def softplus(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
     """dx = dy sigmoid(x)."""
