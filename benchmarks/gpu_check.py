@@ -1,8 +1,9 @@
 """Proves the CUDA kernels on a real GPU: ``python -m benchmarks.gpu_check --json benchmarks/results/gpu-NAME.json``.
 
 Agreement of every kernel with the reference (the backend tests), compute-sanitizer over small cases, and bench_gpu.
-Needs no network. Exit code 0: all passed; 1: something failed; 2: there is no usable GPU. A step whose tool is missing
-is named in the report and counts as not done, never as passed.
+Needs no network. The report lists every step as passed, failed or not done, with the reason, and is complete only where
+all passed; the last line says what is still unproven. Exit code 0: nothing failed; 1: something did, the agreement was
+not looked at, or with --strict any step was not done; 2: there is no usable GPU.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.gpu_outcomes import Outcome, Report, Step
 from camrt.errors import BackendUnavailableError
 from camrt.kernels import KernelBackend, get_backend
 from camrt.kernels.backend import CHANNEL_RULES, FUSIONS, ORDERS, PIXEL_RULES
@@ -31,6 +34,7 @@ ROOT = Path(__file__).parent.parent
 AGREEMENT = ("test_backends_agree.py", "test_perturbation.py", "test_imputation.py")
 PACKAGES = ("camrt", "cupy-cuda13x", "cupy-cuda12x", "numba", "numba-cuda", "torch", "onnxruntime-gpu", "numpy")
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
+UNAVAILABLE = ("ImportError", "ModuleNotFoundError", "BackendUnavailableError")
 NO_GPU = 2
 TIMEOUT = 1800
 
@@ -74,44 +78,65 @@ def run_small_cases(backend: KernelBackend) -> int:
     return checked
 
 
-def check_agreement() -> dict[str, Any]:
+def check_agreement() -> Outcome:
     """The tests that compare backends, for the one on the GPU."""
     missing = [name for name in ("pytest", "pytest_timeout", "hypothesis") if importlib.util.find_spec(name) is None]
     if missing:
-        return {"done": False, "reason": f"not installed: {', '.join(missing)}"}
+        return Outcome("not done", f"not installed: {', '.join(missing)}")
     tests = [str(ROOT / "tests" / "kernels" / name) for name in AGREEMENT]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cuda", *tests]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=TIMEOUT)
+    done = _run([sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-k", "cuda", *tests])
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout)}
-    passed = done.returncode == 0 and counts.get("passed", 0) > 0
-    return {"done": True, "passed": passed, "counts": counts, "end": done.stdout[-2000:] if not passed else ""}
+    if done.returncode != 0 or counts.get("passed", 0) == 0:
+        return Outcome("failed", (done.stdout + done.stderr)[-2000:], counts)
+    reasons = "; ".join(re.findall(r"^SKIPPED \[\d+\] (.*)$", done.stdout, re.MULTILINE))
+    skipped = {"skipped tests": Outcome("not done", reasons)} if counts.get("skipped") else {}
+    return Outcome("passed", "", counts, skipped)
 
 
-def check_sanitizer() -> dict[str, Any]:
-    """compute-sanitizer's tools over the small cases."""
+def check_sanitizer(tool: str) -> Outcome:
+    """One of compute-sanitizer's tools over the small cases."""
     program = shutil.which("compute-sanitizer")
     if program is None:
-        return {"done": False, "reason": "compute-sanitizer is not installed; it comes with the CUDA toolkit"}
-    results: dict[str, Any] = {"done": True, "passed": True, "tools": {}}
-    for tool in SANITIZERS:
-        command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "benchmarks.gpu_check"]
-        done = subprocess.run(
-            [*command, "--small-cases"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=TIMEOUT
-        )
-        results["tools"][tool] = "passed" if done.returncode == 0 else (done.stdout + done.stderr)[-2000:]
-        results["passed"] = results["passed"] and done.returncode == 0
-    return results
+        return Outcome("not done", "compute-sanitizer is not installed; it comes with the CUDA toolkit")
+    cases = [sys.executable, "-m", "benchmarks.gpu_check", "--small-cases"]
+    done = _run([program, "--tool", tool, "--error-exitcode", "9", *cases])
+    compared = re.search(r"(\d+) comparisons on", done.stdout)
+    if done.returncode != 0 or compared is None:
+        return Outcome("failed", (done.stdout + done.stderr)[-2000:])
+    return Outcome("passed", "", {"comparisons": int(compared[1])})
 
 
-def benchmark() -> dict[str, Any]:
-    """bench_gpu in a process of its own."""
+def benchmark() -> Outcome:
+    """bench_gpu in a process of its own; a contender that could not run is a part that was not done, or failed."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "bench.json"
-        command = [sys.executable, "-m", "benchmarks.bench_gpu", "--json", str(output)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=TIMEOUT)
+        done = _run([sys.executable, "-m", "benchmarks.bench_gpu", "--json", str(output)])
         if done.returncode != 0 or not output.exists():
-            return {"done": True, "passed": False, "end": done.stderr[-2000:]}
-        return {"done": True, "passed": True, **json.loads(output.read_text())}
+            return Outcome("failed", done.stderr[-2000:])
+        figures = json.loads(output.read_text())
+    parts = {
+        f"{row['contender']}, batch {row['batch']}": Outcome(
+            "not done" if row["skipped"].startswith(UNAVAILABLE) else "failed", row["skipped"]
+        )
+        for row in figures["refinecam"]
+        if row["skipped"]
+    }
+    return Outcome("passed", "", figures, parts)
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """A process of its own, its output as text; one that takes too long has failed."""
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 1, "", f"It took longer than {TIMEOUT} s.")
+
+
+STEPS: dict[str, Step] = {
+    "agreement": check_agreement,
+    **{tool: partial(check_sanitizer, tool) for tool in SANITIZERS},
+    "benchmark": benchmark,
+}
 
 
 def environment(backend: KernelBackend) -> dict[str, Any]:
@@ -147,6 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """All steps, and the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where the report goes")
+    parser.add_argument("--strict", action="store_true", help="fail where a step was not done")
     parser.add_argument("--small-cases", action="store_true", help="only the small cases, for compute-sanitizer")
     options = parser.parse_args(arguments)
     try:
@@ -156,17 +182,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return NO_GPU
     if options.small_cases:
         return small_cases_only()
-    report: dict[str, Any] = {"environment": environment(backend)}
-    for name, step in {"agreement": check_agreement, "sanitizer": check_sanitizer, "benchmark": benchmark}.items():
-        report[name] = step()
-        outcome = "passed" if report[name].get("passed") else report[name].get("reason", "failed")
-        print(f"{name}: {outcome}", flush=True)
+    report = Report(environment(backend), STEPS, options.json)
+    for name, step in STEPS.items():
+        report.add(name, step())
+        outcome = report.outcomes[name]
+        print(f"{name}: {outcome.status}{outcome.reason and f': {outcome.reason}'}", flush=True)
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
         print(f"written: {options.json}")
-    steps = [report[name] for name in ("agreement", "sanitizer", "benchmark")]
-    return 1 if any(step["done"] and not step["passed"] for step in steps) or not report["agreement"]["done"] else 0
+    print(report.verdict())
+    return report.exit_code(options.strict, required=("agreement",))
 
 
 if __name__ == "__main__":

@@ -28,19 +28,23 @@ def open_session(path: str | os.PathLike[str], provider: str = "cpu", threads: i
     Args:
         path: the bundle.
         provider: one that available_providers() calls available: "cpu", "cuda", "tensorrt", "tensorrt-ort",
-            "openvino", or "openvino-bf16" (the backward part in bfloat16). What runs on a GPU is compared with "cpu"
-            first, see camrt.runtime.parity, and takes its options from the environment, see
-            camrt.runtime.engine_options.
+            "openvino", or "openvino-bf16" (the backward part in bfloat16). All but "cpu" are compared with "cpu" first,
+            on every layer of two images, see camrt.runtime.parity. What runs on a GPU takes its options from the
+            environment, see camrt.runtime.engine_options.
         threads: threads inside an operator; 0 = one a core.
 
     Raises:
         InvalidModelError, BundleError: the file cannot be used.
-        BackendUnavailableError: the provider cannot be used here, or computes something else than the CPU does.
+        UnsupportedModelError: the provider cannot run the bundle.
+        BackendUnavailableError: the provider cannot be used here; as ParityError: it computes something else than the
+            CPU does.
     """
     from camrt.runtime.openvino import OPENVINO_PROVIDERS, OpenVinoSession
 
     if provider in OPENVINO_PROVIDERS:
-        return OpenVinoSession(path, provider, threads)
+        from camrt.runtime.compared import compared_with_cpu
+
+        return compared_with_cpu(OpenVinoSession(path, provider, threads), path, provider, threads)
     if provider in GPU_PROVIDERS:
         from camrt.runtime.gpu import open_gpu_session
 

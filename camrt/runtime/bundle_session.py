@@ -12,7 +12,7 @@ import numpy as np
 
 from camrt.bundle import MAX_RANK, Bundle, TargetLayer
 from camrt.errors import BundleError, ClassIndexError, InvalidInputError, UnsupportedModelError
-from camrt.runtime.parity import Parity
+from camrt.runtime.parity import LEAST_CORRELATION, Parity
 from camrt.runtime.pruning import PrunableModel
 from camrt.types import AnyArray, FloatArray, IntArray, LayerOutputs, SessionOutputs
 
@@ -35,7 +35,7 @@ class BundleSession(ABC, Generic[EngineT]):
         InvalidInputError: a negative number of threads.
 
     Attributes:
-        parity: how it compared with the CPU provider when it was loaded; None where nobody looked.
+        parity: how it compared with the CPU provider when it was opened; None for the CPU provider itself.
     """
 
     parity: Parity | None = None
@@ -51,6 +51,11 @@ class BundleSession(ABC, Generic[EngineT]):
         self._check_manifest()
         self._opened: dict[tuple[str | None, tuple[str, ...]], EngineT] = {}
         self._lock = threading.Lock()
+
+    @property
+    def least_correlation(self) -> float:
+        """What its maps have to reach beside the CPU provider's, see camrt.runtime.parity."""
+        return LEAST_CORRELATION[self.manifest.precision]
 
     @abstractmethod
     def _open(self, outputs: tuple[str, ...], cut_at: str | None) -> EngineT:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from camrt.bundle import file_sha256
 from camrt.errors import InvalidModelError
 from camrt.runtime.bundle_session import BundleSession
 from camrt.runtime.cuda_driver import CudaDriver, cuda_driver
@@ -21,10 +20,10 @@ from camrt.runtime.engine_options import EngineOptions, input_tail
 from camrt.runtime.onnxruntime import ENGINE_ERRORS, Provider, inference_session, session_options
 from camrt.runtime.providers import onnx_runtime_provider
 from camrt.runtime.tensorrt import TENSORRT_ORT
+from camrt.runtime.tensorrt.onnxruntime_context import session_by_context, tensorrt_options
 from camrt.types import AnyArray, FloatArray, IntArray
 
 _MOST_RECORDINGS = 16  # shapes that a graph is recorded for; more run without
-_CONTEXT_FILE = "context.onnx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +87,15 @@ class CudaSession(BundleSession[_Engine]):
     ) -> None:
         self._provider = onnx_runtime_provider(provider)
         self._options = EngineOptions.from_environment() if options is None else options
-        self._by_tensorrt = provider == TENSORRT_ORT
         super().__init__(path, threads)
         self._driver: CudaDriver = cuda_driver()
         self._driver.attach()
         self.stream = self._driver.create_stream()
-        self._digest = file_sha256(Path(path))
+        self._cache: tuple[EngineCache, EngineKey] | None = None
+        if provider == TENSORRT_ORT:
+            version, buckets = f"ONNX Runtime {onnxruntime.__version__}", self._options.batches
+            key = EngineKey.of_bundle(Path(path), self.manifest.precision, version, self._driver.info, buckets)
+            self._cache = EngineCache(self._options.cache), key
 
     def run_on_device(self, inputs: FloatArray, class_indices: IntArray, layers: Sequence[str]) -> DeviceOutputs:
         """As ``run``, without copying anything back to the host.
@@ -114,16 +116,22 @@ class CudaSession(BundleSession[_Engine]):
         return DeviceOutputs(logits, chosen, dict(zip(layers, pairs, strict=True)))
 
     def _open(self, outputs: tuple[str, ...], cut_at: str | None) -> _Engine:
-        model: bytes | str = self._model.complete(outputs, cut_at)
-        providers: list[Provider] = [("CUDAExecutionProvider", cuda_options(self.stream, self._options.cuda_graphs))]
-        if self._by_tensorrt:
-            folder = self._context_folder(outputs, cut_at)
-            tails = {name: input_tail(self.manifest, name) for name in self._model.inputs(outputs, cut_at)}
-            made = folder / _CONTEXT_FILE
-            providers.insert(0, (self._provider, tensorrt_options(folder, tails, self._options, self.stream)))
-            model = str(made) if made.exists() else model
-        options = session_options(self._threads)
-        return _Engine(inference_session(model, options, providers, self._path), outputs)
+        model = self._model.complete(outputs, cut_at)
+        on_cuda = ("CUDAExecutionProvider", cuda_options(self.stream, self._options.cuda_graphs))
+
+        def opened(graph: bytes, *tensorrt: Provider) -> onnxruntime.InferenceSession:
+            return inference_session(graph, session_options(self._threads), [*tensorrt, on_cuda], self._path)
+
+        if self._cache is None:
+            return _Engine(opened(model), outputs)
+        cache, key = self._cache
+        tails = {name: input_tail(self.manifest, name) for name in self._model.inputs(outputs, cut_at)}
+        settings = tensorrt_options(cache.folder, tails, self._options, self.stream)
+
+        def by_tensorrt(graph: bytes, more: dict[str, str]) -> onnxruntime.InferenceSession:
+            return opened(graph, (self._provider, settings | more))
+
+        return _Engine(session_by_context(cache, key.computing(outputs, cut_at), model, by_tensorrt), outputs)
 
     def _execute(self, engine: _Engine, feeds: Mapping[str, AnyArray]) -> Sequence[AnyArray]:
         with engine.lock:
@@ -165,22 +173,6 @@ class CudaSession(BundleSession[_Engine]):
             engine.bindings[shapes] = made
         return made
 
-    def _context_folder(self, outputs: tuple[str, ...], cut_at: str | None) -> Path:
-        """Where ONNX Runtime keeps the engine of these outputs: a folder a key."""
-        info = self._driver.info
-        key = EngineKey(
-            bundle_sha256=self._digest,
-            engine_version=f"ONNX Runtime {onnxruntime.__version__}",
-            driver_version=info.driver_version,
-            gpu_name=info.name,
-            compute_capability=info.compute_capability,
-            precision=self.manifest.precision,
-            profiles=self._options.batches,
-            outputs=outputs,
-            cut_at=cut_at,
-        )
-        return EngineCache(self._options.cache / "onnxruntime" / key.digest).folder
-
 
 def cuda_options(stream: int, cuda_graphs: bool) -> dict[str, str]:
     """Options of ONNX Runtime's CUDA provider."""
@@ -191,30 +183,4 @@ def cuda_options(stream: int, cuda_graphs: bool) -> dict[str, str]:
         "do_copy_in_default_stream": "0",
         "enable_cuda_graph": "1" if cuda_graphs else "0",
         "cudnn_conv_algo_search": "HEURISTIC",  # exhaustive search stalls at every new shape
-    }
-
-
-def tensorrt_options(
-    folder: Path, tails: Mapping[str, tuple[int, ...]], options: EngineOptions, stream: int
-) -> dict[str, str]:
-    """Options of ONNX Runtime's TensorRT provider: one profile a bucket, so that no run builds an engine again."""
-
-    def shapes(sizes: Sequence[int]) -> str:
-        return ",".join(f"{name}:{'x'.join(map(str, (size, *tail)))}" for size in sizes for name, tail in tails.items())
-
-    return {
-        "device_id": "0",
-        "user_compute_stream": str(stream),
-        "trt_fp16_enable": "0",
-        "trt_int8_enable": "0",
-        "trt_profile_min_shapes": shapes([1] * len(options.batches)),
-        "trt_profile_opt_shapes": shapes(options.batches),
-        "trt_profile_max_shapes": shapes(options.batches),
-        "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": str(folder),
-        "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": str(folder.parent),
-        "trt_dump_ep_context_model": "1",
-        "trt_ep_context_file_path": str(folder / _CONTEXT_FILE),
-        "trt_cuda_graph_enable": "1" if options.cuda_graphs else "0",
     }

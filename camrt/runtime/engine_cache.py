@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from camrt.bundle import Precision, file_sha256
 from camrt.errors import InvalidInputError
+from camrt.runtime.cuda_driver import DeviceInfo
 
 MAGIC = b"CAMRTENG\x01\n"
 _LENGTH_BYTES = 4
@@ -36,7 +38,7 @@ class EngineKey:
 
     Attributes:
         bundle_sha256: of the bundle's bytes.
-        engine_version: of TensorRT (or of ONNX Runtime and TensorRT).
+        engine_version: of what builds and runs it.
         driver_version: of the NVIDIA driver.
         gpu_name: of the device.
         compute_capability: of the device, (9, 0) say.
@@ -55,6 +57,26 @@ class EngineKey:
     profiles: tuple[int, ...]
     outputs: tuple[str, ...]
     cut_at: str | None = None
+
+    @classmethod
+    def of_bundle(
+        cls, path: Path, precision: Precision, engine_version: str, device: DeviceInfo, profiles: tuple[int, ...]
+    ) -> EngineKey:
+        """What every engine of a bundle on a device depends on; ``computing`` adds what one of them computes."""
+        return cls(
+            bundle_sha256=file_sha256(path),
+            engine_version=engine_version,
+            driver_version=device.driver_version,
+            gpu_name=device.name,
+            compute_capability=device.compute_capability,
+            precision=precision,
+            profiles=profiles,
+            outputs=(),
+        )
+
+    def computing(self, outputs: tuple[str, ...], cut_at: str | None = None) -> EngineKey:
+        """The key of the engine that computes ``outputs``."""
+        return dataclasses.replace(self, outputs=outputs, cut_at=cut_at)
 
     def fields(self) -> dict[str, Any]:
         """The key, of types that JSON has."""
@@ -97,12 +119,16 @@ class EngineCache:
             found = self.read(key)
             if found is None:
                 found = build()
-                write_sealed(self.path(key), key.fields(), found)
+                self.write(key, found)
             return found
 
     def read(self, key: EngineKey) -> bytes | None:
         """The engine of ``key`` where a sound file has it, else None."""
         return read_sealed(self.path(key), key.fields())
+
+    def write(self, key: EngineKey, engine: bytes) -> None:
+        """Keeps an engine; the caller holds the lock of its key."""
+        write_sealed(self.path(key), key.fields(), engine)
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:

@@ -6,10 +6,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
+from camrt.runtime.compared import compared_with_cpu
 from camrt.runtime.cuda import CudaSession
 from camrt.runtime.engine_options import EngineOptions
-from camrt.runtime.onnxruntime import OnnxRuntimeSession
-from camrt.runtime.parity import check_parity
 from camrt.runtime.tensorrt import TENSORRT
 from camrt.runtime.tensorrt.session import TensorRtSession
 
@@ -29,9 +28,7 @@ def open_gpu_session(
         session = TensorRtSession(path, threads, options)
     else:
         session = CudaSession(path, provider, threads, options)
-    if options.check:
-        session.parity = check_parity(session, OnnxRuntimeSession(path, "cpu", threads), provider)
-    return session
+    return compared_with_cpu(session, path, provider, threads) if options.check else session
 
 
 def build_gpu_engines(

@@ -19,6 +19,7 @@ _FLOATS = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(d
 Provider: TypeAlias = "str | tuple[str, dict[str, str]]"
 _EXPORT_AGAIN = "Check the model with onnx.checker, or export it again."
 ENGINE_ERRORS = (
+    ort_errors.EPFail,
     ort_errors.Fail,
     ort_errors.InvalidGraph,
     ort_errors.InvalidProtobuf,

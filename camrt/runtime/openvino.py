@@ -23,6 +23,7 @@ OPENVINO, OPENVINO_BFLOAT16 = "openvino", "openvino-bf16"
 OPENVINO_PROVIDERS = (OPENVINO, OPENVINO_BFLOAT16)
 _INSTALL = "Install it with: pip install 'camrt[openvino]'"
 _LOW = "bf16"
+_LEAST_CORRELATION_BFLOAT16 = 0.99
 
 
 def openvino_detail(provider: str) -> str:
@@ -81,6 +82,12 @@ class OpenVinoSession(BundleSession[_Engine]):
         self._low_precision = provider == OPENVINO_BFLOAT16
         super().__init__(path, threads)
         self._core = _core()
+
+    @property
+    def least_correlation(self) -> float:
+        """See BundleSession.least_correlation; gradients in bfloat16 need not reach what float32 does."""
+        own = super().least_correlation
+        return min(own, _LEAST_CORRELATION_BFLOAT16) if self._low_precision else own
 
     def _open(self, outputs: tuple[str, ...], cut_at: str | None) -> _Engine:
         graph = self._model.complete(outputs, cut_at)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -13,9 +16,11 @@ from camrt.errors import BackendUnavailableError
 from camrt.explainer import embedded_bundle_path
 from camrt.preprocess import random_inputs
 from camrt.runtime import cuda, open_session
-from camrt.runtime.cuda import CudaSession, cuda_options, tensorrt_options
+from camrt.runtime.cuda import CudaSession, cuda_options
 from camrt.runtime.cuda_driver import CudaDriver
+from camrt.runtime.engine_cache import MAGIC, write_sealed
 from camrt.runtime.engine_options import EngineOptions
+from camrt.runtime.tensorrt.onnxruntime_context import tensorrt_options
 from tests.runtime.fake_gpu import FakeLibrary
 
 BUNDLE = embedded_bundle_path()
@@ -29,6 +34,13 @@ class OnCpu(CudaSession):
     device = "cpu"
 
 
+def as_context(model: bytes) -> bytes:
+    """What stands for the file that ONNX Runtime writes: the graph, told apart by its producer."""
+    proto = onnx.load_from_string(model)
+    proto.producer_name = "context"
+    return proto.SerializeToString()
+
+
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Opens sessions whose providers become the CPU's; the second element is what they asked for."""
@@ -37,7 +49,10 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
     def on_cpu(model, options, providers, path):
         asked.append((model, providers))
-        return original(model, options, ["CPUExecutionProvider"], path)
+        session = original(model, options, ["CPUExecutionProvider"], path)
+        if (settings := providers[0][1]).get("trt_dump_ep_context_model") == "1":
+            Path(settings["trt_ep_context_file_path"]).write_bytes(as_context(model))
+        return session
 
     monkeypatch.setattr(cuda, "inference_session", on_cpu)
     monkeypatch.setattr(cuda, "onnx_runtime_provider", lambda name: {"tensorrt-ort": "Trt"}.get(name, "Cuda"))
@@ -102,27 +117,104 @@ def test_the_kernels_stream_is_the_sessions(opened) -> None:
     assert cuda_options(5, True)["enable_cuda_graph"] == "1"
 
 
-def test_tensorrt_in_onnx_runtime_gets_profiles_and_a_context_file(opened) -> None:
-    session = opened[0]("tensorrt-ort")
-    session.prepare(LAYERS)
-    ((model, [(name, settings), (fallback, _)]),) = opened[1]
-    assert isinstance(model, bytes)
+def test_tensorrt_in_onnx_runtime_gets_profiles(opened) -> None:
+    opened[0]("tensorrt-ort").prepare(LAYERS)
+    ((_, [(name, settings), (fallback, _)]),) = opened[1]
     assert (name, fallback) == ("Trt", "CUDAExecutionProvider")
     one, four = ("image:1x3x224x224,class_index:1", "image:4x3x224x224,class_index:4")
     assert settings["trt_profile_min_shapes"] == f"{one},{one}"
     assert settings["trt_profile_opt_shapes"] == settings["trt_profile_max_shapes"] == f"{one},{four}"
-    assert settings["trt_dump_ep_context_model"] == "1"
-    context = Path(settings["trt_ep_context_file_path"])
-    assert context.parent.is_dir()
-    # The next start loads what this one would have written.
-    context.write_bytes(model)
-    again = opened[0]("tensorrt-ort")
-    again.prepare(LAYERS)
-    assert opened[1][1][0] == str(context)
-    # Other buckets or outputs have a folder of their own.
+
+
+def built(asked: list) -> list[bool]:
+    """For every graph that was opened, whether an engine was built of it; else it was a context."""
+    for model, [(_, settings), *_] in asked:
+        assert (onnx.load_from_string(model).producer_name == "context") == (
+            "trt_dump_ep_context_model" not in settings
+        )
+        assert settings["trt_engine_cache_enable"] == "0"  # ONNX Runtime would trust those files
+    return ["trt_dump_ep_context_model" in settings for _, [(_, settings), *_] in asked]
+
+
+def test_the_next_start_loads_the_engine_that_the_first_one_sealed(opened, tmp_path: Path) -> None:
+    first, second = opened[0]("tensorrt-ort"), opened[0]("tensorrt-ort")
+    first.prepare(LAYERS)
+    second.prepare(LAYERS)
+    assert built(opened[1]) == [True, False]
+    assert opened[1][0][1][0][1]["trt_ep_context_embed_mode"] == "1"
+    assert sorted(path.suffix for path in (tmp_path / "engines").iterdir()) == [".engine", ".lock"]
+    inputs, classes = images(2), np.array([0, 4])
+    np.testing.assert_array_equal(second.run(inputs, classes, LAYERS).logits, first.run(inputs, classes, LAYERS).logits)
+    # Other buckets or outputs have an engine of their own.
     opened[0]("tensorrt-ort", batches=(1,)).prepare(LAYERS)
     opened[0]("tensorrt-ort").prepare(LAYERS[:1])
-    assert len({Path(settings[0][1]["trt_ep_context_file_path"]) for _, settings in opened[1]}) == 3
+    assert built(opened[1]) == [True, False, True, True]
+    assert len(list((tmp_path / "engines").glob("*.engine"))) == 3
+
+
+def foreign(path: Path) -> None:
+    """The engine of other outputs under this name."""
+    (other,) = (one for one in path.parent.glob("*.engine") if one != path)
+    path.write_bytes(other.read_bytes())
+
+
+def refused(path: Path) -> None:
+    """A sound file whose content ONNX Runtime cannot load, as after an update of TensorRT."""
+    content = path.read_bytes()
+    start = len(MAGIC) + 4 + int.from_bytes(content[len(MAGIC) :][:4], "little")
+    write_sealed(path, json.loads(content[len(MAGIC) + 4 : start])["key"], b"no context")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "cut off"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?"), "content is damaged"),
+        (lambda path: path.write_bytes(read_payload(path)), "no engine of camrt"),
+        (lambda path: path.chmod(0o666), "others may write"),
+        (foreign, "built for something else"),
+        (refused, "ONNX Runtime refuses it"),
+    ],
+    ids=["cut", "damaged", "a bare context", "writable", "foreign", "refused"],
+)
+def test_a_context_that_is_not_sound_is_built_again(
+    spoil: Callable[[Path], None], reason: str, opened, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened[0]("tensorrt-ort").prepare(LAYERS)
+    (path,) = (tmp_path / "engines").glob("*.engine")
+    opened[0]("tensorrt-ort").prepare(LAYERS[:1])
+    spoil(path)
+    opened[1].clear()
+    opened[0]("tensorrt-ort").prepare(LAYERS)
+    assert opened[1].pop()[1][0][1]["trt_dump_ep_context_model"] == "1"
+    assert f"{path} is built again" in caplog.text
+    assert reason in caplog.text
+    opened[1].clear()
+    opened[0]("tensorrt-ort").prepare(LAYERS)
+    assert built(opened[1]) == [False]
+
+
+def read_payload(path: Path) -> bytes:
+    content = path.read_bytes()
+    return content[len(MAGIC) + 4 + int.from_bytes(content[len(MAGIC) :][:4], "little") :]
+
+
+def test_an_engine_that_onnx_runtime_does_not_write_is_told(
+    opened, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    written = cuda.inference_session
+
+    def without(model, options, providers, path):
+        session = written(model, options, providers, path)
+        Path(providers[0][1]["trt_ep_context_file_path"]).unlink()
+        return session
+
+    monkeypatch.setattr(cuda, "inference_session", without)
+    session = opened[0]("tensorrt-ort")
+    session.prepare(LAYERS)
+    assert "left no engine" in caplog.text
+    assert not list((tmp_path / "engines").glob("*.engine"))
+    assert session.run(images(1), np.array([0]), LAYERS).logits.shape == (1, CPU.manifest.num_classes)
 
 
 def test_a_scalar_tail_is_one_number(tmp_path: Path) -> None:

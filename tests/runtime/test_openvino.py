@@ -11,6 +11,7 @@ import pytest
 import camrt
 from camrt.bundle import Bundle
 from camrt.errors import BackendUnavailableError, InvalidInputError, UnsupportedModelError
+from camrt.explainer import embedded_bundle_path
 from camrt.runtime import Session, available_providers, open_session
 from camrt.runtime import openvino as engine
 from tests.models import export_onnx, make_inputs, make_model
@@ -83,8 +84,6 @@ def test_second_derivatives_in_bfloat16_under_an_exact_forward_part(tmp_path: Pa
 
 
 def small_session(provider: str) -> Session:
-    from camrt.explainer import embedded_bundle_path
-
     return open_session(embedded_bundle_path(), provider, 1)
 
 
@@ -151,6 +150,23 @@ def test_a_forward_part_that_would_be_rounded_is_refused(monkeypatch: pytest.Mon
     from camrt.runtime import openvino_precision
 
     monkeypatch.setattr(openvino_precision, "_mark", lambda layer: None)
-    session = small_session("openvino-bf16")
     with pytest.raises(UnsupportedModelError, match="round the forward part"):
-        session.prepare(session.manifest.layer_names)
+        small_session("openvino-bf16")
+
+
+@pytest.mark.parametrize(
+    ("provider", "least"), [("openvino", 0.999), pytest.param("openvino-bf16", 0.99, marks=NEEDS_BFLOAT16)]
+)
+def test_it_is_compared_with_the_cpu_when_it_is_opened(provider: str, least: float) -> None:
+    parity = open_session(embedded_bundle_path(), provider, 1).parity
+    assert (parity.provider, parity.threshold, parity.top1_agreement) == (provider, least, 1.0)
+    assert min(parity.correlations.values()) > 0.9999
+
+
+def test_what_it_computes_otherwise_than_the_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = engine.OpenVinoSession._execute
+    monkeypatch.setattr(
+        engine.OpenVinoSession, "_execute", lambda *given: [array[..., ::-1].copy() for array in original(*given)]
+    )
+    with pytest.raises(BackendUnavailableError, match="'openvino' explains this fp32 bundle otherwise"):
+        small_session("openvino")

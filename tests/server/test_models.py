@@ -4,8 +4,10 @@ import asyncio
 import gc
 import shutil
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import numpy as np
 import pytest
@@ -13,11 +15,16 @@ import pytest
 import camrt
 from camrt.errors import BundleError, InvalidInputError, InvalidModelError, ModelError
 from camrt.explainer import Explainer, embedded_bundle_path
+from camrt.runtime import compared
+from camrt.runtime.onnxruntime import OnnxRuntimeSession
+from camrt.runtime.parity import ParityError
 from camrt.server.errors import ModelNotFoundError, ModelNotReadyError, SettingsError, SeveralWorkersError
 from camrt.server.model_check import SelfCheckError, batch_buckets, default_plan, warm_up
 from camrt.server.model_files import digest_of
 from camrt.server.models import ModelRepository
 from camrt.server.settings import ServerSettings
+from camrt.types import SessionOutputs
+from tests.exporter.precision_models import embedded_inputs, embedded_source
 from tests.small_network import write_small_network
 
 
@@ -293,18 +300,110 @@ def test_a_model_that_says_nothing_finite_is_refused() -> None:
         warm_up(Wrong(threads=1), 2, embedded_bundle_path(), "cpu")
 
 
-def test_another_provider_is_compared_with_the_cpu() -> None:
-    warm_up(Explainer(threads=1), 1, embedded_bundle_path(), "another")
+class Engine(OnnxRuntimeSession):
+    """Another engine: the CPU's, with noise of a given share in gradients and an offset of logits."""
 
-    class Wrong(Explainer):
-        def explain_batch(self, inputs, class_indices, plan):  # type: ignore[no-untyped-def]
-            result = super().explain_batch(inputs, class_indices, plan)
-            saliency_map = result.explanations[0].saliency_map
-            saliency_map[:] = np.random.default_rng(0).random(saliency_map.shape)
-            return result
+    noise = offset = 0.0
 
-    with pytest.raises(SelfCheckError, match="correlate"):
-        warm_up(Wrong(threads=1), 1, embedded_bundle_path(), "another")
+    def __init__(self, path: Path, provider: str, threads: int) -> None:
+        super().__init__(path, "cpu", threads)
+
+    def predict(self, inputs: np.ndarray) -> np.ndarray:
+        return super().predict(inputs) + self.offset
+
+    def run(self, *arguments: Any) -> SessionOutputs:
+        outputs, rng = super().run(*arguments), np.random.default_rng(0)
+        layers = [
+            replace(layer, gradients=layer.gradients + self.noise * layer.gradients.std() * draw)
+            for layer in outputs.layers
+            for draw in [rng.standard_normal(layer.gradients.shape, np.float32)]
+        ]
+        return replace(outputs, logits=outputs.logits + self.offset, layers=tuple(layers))
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> type[Engine]:
+    """What provider "openvino" opens, and how far it is off."""
+    made = type("OffBy", (Engine,), {})
+    monkeypatch.setattr("camrt.runtime.openvino.OpenVinoSession", made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def rounded(bundles: list[Path]) -> Path:
+    """The first bundle as int8."""
+    source = bundles[0].with_suffix(".source.onnx")
+    images = np.random.default_rng(0).standard_normal((8, 3, 32, 40)).astype(np.float32)
+    return camrt.export(source, source.with_name("int8.onnx"), precision="int8", calibration=images).path
+
+
+def test_another_provider_is_compared_with_the_cpu_once(
+    bundles: list[Path], engine: type[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+    monkeypatch.setattr(
+        compared, "OnnxRuntimeSession", lambda *given: opened.append(given) or OnnxRuntimeSession(*given)
+    )
+
+    async def test(repository: ModelRepository) -> None:
+        parity = repository.get().explainer.parity
+        assert parity is not None
+        assert (parity.provider, min(parity.correlations.values())) == ("openvino", pytest.approx(1.0))
+        assert opened == [(bundles[0], "cpu", 1)]
+
+    with_repository(test, bundle=bundles[0], provider="openvino", threads=1)
+
+
+@pytest.mark.parametrize(
+    ("off", "reason"), [({"noise": 3.0}, "maps of layer .* correlate by"), ({"offset": 1.0}, "logits are off by")]
+)
+def test_a_provider_that_computes_something_else_is_refused(
+    off: dict[str, float], reason: str, bundles: list[Path], engine: type[Engine]
+) -> None:
+    for name, value in off.items():
+        setattr(engine, name, value)
+    with pytest.raises(ParityError, match=f"otherwise than the CPU does: {reason}"):
+        with_repository(AsyncMock(), bundle=bundles[0], provider="openvino")
+
+
+def test_how_far_a_provider_may_be_off_depends_on_the_precision_alone(
+    bundles: list[Path], rounded: Path, engine: type[Engine]
+) -> None:
+    """An int8 bundle is served between 0.98 and 0.99, where a float32 one is not, and refused below."""
+    engine.noise = 0.05
+
+    async def test(repository: ModelRepository) -> None:
+        parity = repository.get().explainer.parity
+        assert parity is not None
+        assert 0.98 == parity.threshold < min(parity.correlations.values()) < 0.99
+
+    with_repository(test, bundle=rounded, provider="openvino")
+    with pytest.raises(ParityError, match=r"0\.999 is asked for"):
+        with_repository(AsyncMock(), bundle=bundles[0], provider="openvino")
+    engine.noise = 0.08
+    with pytest.raises(ParityError, match=r"correlate by 0\.96\d\d, and 0.98 is asked for"):
+        with_repository(AsyncMock(), bundle=rounded, provider="openvino")
+
+
+def test_a_provider_that_nobody_compared_is_refused() -> None:
+    with pytest.raises(SelfCheckError, match=r"'another'.*not compared"):
+        warm_up(Explainer(threads=1), 1, embedded_bundle_path(), "another")
+
+
+def test_a_quantised_model_is_served(tmp_path: Path) -> None:
+    """Its logits with and without activations as outputs differ by more than those of float32 may."""
+    source, arguments = embedded_source(tmp_path)
+    bundle = tmp_path / "int8.onnx"
+    camrt.export(source, bundle, precision="int8", calibration=embedded_inputs(16, seed=2), **arguments)
+
+    async def test(repository: ModelRepository) -> None:
+        model = repository.get()
+        images = embedded_inputs(2)
+        plain = model.explainer.predict(images)
+        explained = model.explainer.explain_batch(images, np.full(2, -1), default_plan(model.explainer)).logits
+        assert 1e-3 < np.abs(plain - explained).max() / np.abs(plain).max() < 0.1
+
+    with_repository(test, bundle=bundle)
 
 
 def test_clients_do_not_read_where_files_are_and_the_log_does(

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from camrt.bundle import file_sha256
 from camrt.errors import BackendUnavailableError
 from camrt.runtime.bundle_session import BundleSession
 from camrt.runtime.cuda_driver import CudaDriver, cuda_driver
@@ -41,23 +40,13 @@ class TensorRtSession(BundleSession[TensorRtEngine]):
         self._options = EngineOptions.from_environment() if options is None else options
         super().__init__(path, threads)
         self._cache = EngineCache(self._options.cache)
-        self._digest = file_sha256(Path(self._path))
+        version, buckets = str(self._tensorrt.__version__), self._options.batches
+        self._key = EngineKey.of_bundle(Path(path), self.manifest.precision, version, self._driver.info, buckets)
         self._logger = self._tensorrt.Logger(self._tensorrt.Logger.WARNING)
 
     def key(self, outputs: tuple[str, ...], cut_at: str | None = None) -> EngineKey:
         """The cache's key of the engine that computes ``outputs``."""
-        info = self._driver.info
-        return EngineKey(
-            bundle_sha256=self._digest,
-            engine_version=str(self._tensorrt.__version__),
-            driver_version=info.driver_version,
-            gpu_name=info.name,
-            compute_capability=info.compute_capability,
-            precision=self.manifest.precision,
-            profiles=self._options.batches,
-            outputs=outputs,
-            cut_at=cut_at,
-        )
+        return self._key.computing(outputs, cut_at)
 
     def _open(self, outputs: tuple[str, ...], cut_at: str | None) -> TensorRtEngine:
         self._driver.attach()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from benchmarks import bench_gpu, gpu_check
+from benchmarks.gpu_outcomes import Outcome, Report
 from camrt.kernels import KernelBackend, get_backend
 from camrt.kernels.cuda.backend import CudaBackend
 from tests.kernels.cuda.emulation import EmulatedDevice
@@ -23,9 +28,130 @@ def test_without_a_gpu_the_tools_say_so(tool, monkeypatch: pytest.MonkeyPatch, c
 def test_environment_and_missing_tools(backend: KernelBackend, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "")
     assert gpu_check.environment(backend)["nvidia-smi"] == "not found"
-    report = gpu_check.check_sanitizer()
-    assert not report["done"]
-    assert "compute-sanitizer is not installed" in report["reason"]
+    for tool in gpu_check.SANITIZERS:
+        outcome = gpu_check.STEPS[tool]()
+        assert outcome.status == "not done"
+        assert "compute-sanitizer is not installed" in outcome.reason
+
+
+PASSED = Outcome("passed", "", {"comparisons": 47})
+MISSING = Outcome("not done", "compute-sanitizer is not installed")
+FAILED = Outcome("failed", "1 failed")
+
+
+@pytest.fixture
+def check(backend: KernelBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Runs gpu_check with these outcomes; its exit code and its report."""
+    monkeypatch.setattr(gpu_check, "get_backend", lambda _name: backend)
+
+    def run(outcomes: dict[str, Outcome], *arguments: str) -> tuple[int, dict]:
+        steps = {name: partial(outcomes.get, name, PASSED) for name in gpu_check.STEPS}
+        monkeypatch.setattr(gpu_check, "STEPS", steps)
+        path = tmp_path / "report.json"
+        return gpu_check.main(["--json", str(path), *arguments]), json.loads(path.read_text())
+
+    return run
+
+
+def test_a_complete_check(check, capsys: pytest.CaptureFixture[str]):
+    code, report = check({}, "--strict")
+    assert (code, report["complete"]) == (0, True)
+    assert report["passed"] == ["agreement", "memcheck", "racecheck", "synccheck", "benchmark"]
+    assert report["figures"]["memcheck"] == {"comparisons": 47}
+    assert capsys.readouterr().out.splitlines()[-1] == "Complete: all 5 steps passed."
+
+
+def test_a_step_that_was_not_done_is_never_hidden(check, capsys: pytest.CaptureFixture[str]):
+    code, report = check({"memcheck": MISSING, "racecheck": MISSING})
+    assert (code, report["complete"]) == (0, False)
+    assert report["not done"] == dict.fromkeys(("memcheck", "racecheck"), "compute-sanitizer is not installed")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("NOT COMPLETE, still unproven: memcheck (not done: compute-sanitizer is not installed);")
+    assert check({"memcheck": MISSING}, "--strict")[0] == 1
+
+
+def test_what_fails_fails(check, capsys: pytest.CaptureFixture[str]):
+    code, report = check({"racecheck": FAILED, "benchmark": MISSING})
+    assert (code, report["complete"], report["failed"]) == (1, False, {"racecheck": "1 failed"})
+    assert "racecheck (failed); benchmark (not done" in capsys.readouterr().out.splitlines()[-1]
+    assert check({"agreement": MISSING})[0] == 1  # without it nothing is proved
+
+
+def test_parts_count_as_steps(check):
+    parts = {"torch-cam, batch 1": Outcome("not done", "ImportError: torchcam")}
+    code, report = check({"benchmark": Outcome("passed", parts=parts)})
+    assert (code, report["complete"]) == (0, False)
+    assert report["not done"] == {"benchmark: torch-cam, batch 1": "ImportError: torchcam"}
+
+
+def test_a_check_that_is_cut_off_leaves_a_report_that_says_so(tmp_path: Path):
+    path = tmp_path / "folder" / "report.json"
+    Report({}, ["agreement", "memcheck"], path).add("agreement", PASSED)
+    report = json.loads(path.read_text())
+    assert report["not done"] == {"memcheck": "the check ended before it"}
+    assert (report["complete"], report["passed"]) == (False, ["agreement"])
+
+
+class Process:
+    """What subprocess.run returns, or what it writes."""
+
+    def __init__(self, code: int = 0, out: str = "", report: dict | None = None) -> None:
+        self.returncode, self.stdout, self.stderr, self.report = code, out, "", report
+
+    def __call__(self, command: list[str], **_: object) -> Process:
+        if self.report is not None:
+            Path(command[-1]).write_text(json.dumps(self.report))
+        return self
+
+
+ROWS = [
+    {"contender": "camrt", "batch": 1, "seconds": 0.01, "skipped": None},
+    {"contender": "torch-cam", "batch": 1, "seconds": None, "skipped": "ModuleNotFoundError: torchcam"},
+    {"contender": "camrt, TensorRT", "batch": 1, "seconds": None, "skipped": "ParityError: explains otherwise"},
+]
+
+
+@pytest.mark.parametrize(
+    ("step", "process", "status", "parts"),
+    [
+        ("memcheck", Process(0, "47 comparisons on H100"), "passed", {}),
+        ("memcheck", Process(0, "nothing ran"), "failed", {}),
+        ("memcheck", Process(9, "47 comparisons on H100"), "failed", {}),
+        ("agreement", Process(0, "12 passed, 3 deselected"), "passed", {}),
+        ("agreement", Process(0, "no tests ran"), "failed", {}),
+        ("agreement", Process(1, "1 failed, 11 passed"), "failed", {}),
+        (
+            "agreement",
+            Process(0, "SKIPPED [2] a.py:3: why\n9 passed, 2 skipped"),
+            "passed",
+            {"skipped tests": "not done"},
+        ),
+        ("benchmark", Process(1), "failed", {}),
+        ("benchmark", Process(0, report={"refinecam": ROWS[:1]}), "passed", {}),
+        (
+            "benchmark",
+            Process(0, report={"refinecam": ROWS}),
+            "passed",
+            {"torch-cam, batch 1": "not done", "camrt, TensorRT, batch 1": "failed"},
+        ),
+    ],
+)
+def test_what_becomes_of_a_step(
+    step: str, process: Process, status: str, parts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(gpu_check.subprocess, "run", process)
+    outcome = gpu_check.STEPS[step]()
+    assert outcome.status == status
+    assert {name: part.status for name, part in outcome.parts.items()} == parts
+
+
+def test_a_step_that_takes_too_long_has_failed(monkeypatch: pytest.MonkeyPatch):
+    def slow(command: list[str], timeout: float, **_: object) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(gpu_check.subprocess, "run", slow)
+    assert gpu_check.benchmark() == Outcome("failed", "It took longer than 1800 s.")
 
 
 @pytest.mark.slow
