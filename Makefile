@@ -1,4 +1,4 @@
-# camrt: make demo | test | test-slow | lint | format | bench | bench-server | gpu-check | coverage-table | synthetic-benchmark | clients | clients-toolchains | sanitize | wheel | train | clean
+# camrt: make demo | test | test-slow | lint | format | bench | bench-record | bench-server | gpu-check | coverage-table | synthetic-benchmark | clients | clients-toolchains | sanitize | wheel | train | clean
 # Every target builds what it needs in .venv.
 
 PYTHON ?= python3
@@ -12,12 +12,14 @@ DEMO_OUTPUT := demo_output
 TIMED_TESTS := tests/bench tests/cli tests/client tests/end_to_end tests/server
 BENCH_THREADS ?= 2
 BENCH_OUTPUT := build/bench
+BENCH_BUNDLES := build/bench-bundles
+BENCH_SIZES := 128 224 320 448
 CLIENTS_PACKAGES := cmake g++ pkg-config libgrpc++-dev protobuf-compiler protobuf-compiler-grpc golang-go \
   golang-google-grpc-dev golang-github-golang-protobuf-1-5-dev protoc-gen-go protoc-gen-go-grpc
 BENCHMARK_IMAGES ?= 180
 BENCHMARK_OUTPUT := build/benchmark
 
-.PHONY: demo test test-slow lint format bench bench-server gpu-check coverage-table synthetic-benchmark clients clients-toolchains sanitize wheel train clean
+.PHONY: demo test test-slow lint format bench bench-record bench-server gpu-check coverage-table synthetic-benchmark clients clients-toolchains sanitize wheel train clean
 
 demo: $(VENV)/.runtime
 	@clients/demo.sh $(BIN) $(DEMO_OUTPUT)
@@ -42,12 +44,26 @@ format: $(VENV)/.dev
 	$(BIN)/clang-format -i $(CPP_SOURCES)
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.bench_explain --threads $(BENCH_THREADS) --batch 1 16 --out $(BENCH_OUTPUT)
-	$(BIN)/python -m benchmarks.bench_kernels --threads $(BENCH_THREADS)
-	$(BIN)/python -m benchmarks.bench_evaluation --threads $(BENCH_THREADS)
-	$(BIN)/camrt bench latency --threads $(BENCH_THREADS) --batch 1,4,16 --classes 5 --layers 1,2,3 --out $(BENCH_OUTPUT)
+	$(BIN)/python -m benchmarks.bench_explain --threads $(BENCH_THREADS) --rounds 12 --warmup 1 --out $(BENCH_OUTPUT)
+	$(BIN)/python -m benchmarks.bench_explain --threads $(BENCH_THREADS) --batch 16 --rounds 2 --warmup 0 --name peers_16 \
+	  --lines pytorch_grad_cam pytorch_grad_cam_best torchcam_best --out $(BENCH_OUTPUT)
+	$(BIN)/python -m benchmarks.bench_evaluation --threads $(BENCH_THREADS) --rounds 10 --peer-rounds 2 \
+	  --json $(BENCH_OUTPUT)/bench_evaluation.json
+	$(BIN)/python -m benchmarks.bench_peer_servers --threads $(BENCH_THREADS) --turns 2 --seconds 6 --out $(BENCH_OUTPUT)
+	$(BIN)/python -m benchmarks.make_bundles $(BENCH_BUNDLES) --model resnet18 --sizes $(BENCH_SIZES)
+	$(BIN)/camrt bench latency $(BENCH_BUNDLES)/resnet18_224.bundle.onnx --threads $(BENCH_THREADS) \
+	  --batch 1,4,16 --classes 5 --layers 1,2,3 --rounds 10 --out $(BENCH_OUTPUT)
+	$(BIN)/camrt bench sizes $(BENCH_SIZES:%=$(BENCH_BUNDLES)/resnet18_%.bundle.onnx) --threads $(BENCH_THREADS) \
+	  --out $(BENCH_OUTPUT)
+	$(BIN)/camrt bench server $(BENCH_BUNDLES)/resnet18_224.bundle.onnx --threads $(BENCH_THREADS) --seconds 3 \
+	  --out $(BENCH_OUTPUT)
 	$(BIN)/camrt bench kernels --threads $(BENCH_THREADS) --out $(BENCH_OUTPUT)
-	$(BIN)/camrt bench server --threads $(BENCH_THREADS) --out $(BENCH_OUTPUT)
+
+# What the last `make bench` gave becomes what docs/performance.md shows.
+bench-record: $(VENV)/.dev
+	cp $(BENCH_OUTPUT)/*.json $(BENCH_OUTPUT)/*.md $(BENCH_OUTPUT)/*.png benchmarks/results
+	$(BIN)/python -m benchmarks.tables benchmarks/results --write docs/performance.md
+	$(BIN)/python -m benchmarks.history $(BENCH_OUTPUT) benchmarks/results/history.jsonl
 
 gpu-check: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.gpu_check --json benchmarks/results/gpu-$(or $(NAME),local).json

@@ -3,7 +3,8 @@
 One run, the same images, maps, masks and threads. Imputation: the 8 masks that ARCC needs of one image, without noise;
 the sparse LU of pytorch-grad-cam's NoisyLinearImputer tells the error. ARCC: one image, RefineCAM over four layers; the
 scores are compared before anything is timed. The passes are the network runs that ARCC cannot do without: 8 changed
-images forward, and one image forward and backward for coherency. Contenders take turns; times are medians.
+images forward, and one image forward and backward for coherency. Its stages are timed one by one, so that the table of
+shares tells where the time goes. Contenders take turns; times are medians, ratios medians over the rounds.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import json
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,11 +28,14 @@ from rich.table import Table
 
 import camrt
 from benchmarks.peers import start_graph_at
-from camrt.bench.turns import Contender, take_turns
+from camrt.bench.turns import Contender, Measured, take_turns
+from camrt.cam import REFINECAM, make_plan
 from camrt.datasets import SyntheticShapes
+from camrt.errors import BackendUnavailableError
 from camrt.kernels import get_backend
 from camrt.kernels.perturbation import REMOVAL_FRACTIONS
 from camrt.metrics import Measurement, measure
+from camrt.runtime.onnxruntime import OnnxRuntimeModel
 from camrt.types import FloatArray
 from tests.models import TestModel, export_onnx, make_inputs, make_model
 from tests.oracles import pytorch_grad_cam  # declares what torchvision lacks, before the packages below need it
@@ -42,20 +47,46 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget  # isort
 MODELS = ("resnet18", "resnet50")
 SIZE = 224
 MASKS = 2 * len(REMOVAL_FRACTIONS)
-GOALS = {"imputation_ms": 40.0, "imputation_ratio": 40.0, "imputation_error": 1e-3, "arcc_ratio": 15.0, "cost": 1.25}
-PACKAGES = ("camrt", "torch", "grad-cam", "onnxruntime", "numpy", "scipy")
+GOALS = {"imputation_ms": 40.0, "imputation_ratio": 40.0, "imputation_error": 1e-3, "arcc_ratio": 20.0, "cost": 1.25}
+PACKAGES = ("camrt", "torch", "grad-cam", "onnxruntime", "openvino", "numpy", "scipy")
 SCORE_TOLERANCE = 1e-3
+PEERS = ("pytorch_grad_cam", "pytorch_grad_cam_frozen")
+STAGES = {
+    "predictions": "8 changed images, forward",
+    "explanation": "masked image, forward and backward",
+    "maps": "layer maps and fusion",
+    "removal": "masks and 8 imputations",
+    "statistics": "masked image, complexity, correlation",
+}
+OTHER_WAYS = {
+    "onnxruntime": "the 8 images, ONNX Runtime on the source model",
+    "predictions_by_4": "the 8 images, 4 a run",
+    "predictions_by_1": "the 8 images, one a run",
+    "openvino": "ARCC, provider openvino",
+    "openvino_bf16": "ARCC, provider openvino-bf16",
+}
 
 
 def measure_calls(
-    calls: dict[str, Callable[[], Any]], rounds: int, slow: Sequence[str], slow_rounds: int
-) -> dict[str, float]:
-    """Median seconds of every call, in turns; the slow ones only in the first ``slow_rounds`` rounds."""
+    calls: Mapping[str, Callable[[], Any]], rounds: int, slow: Sequence[str], slow_rounds: int
+) -> dict[str, Measured]:
+    """Every call, in turns, relative to the first one; the slow ones only in the first ``slow_rounds`` rounds."""
     lines = [
         Contender({"name": name}, call, rounds=slow_rounds if name in slow else None) for name, call in calls.items()
     ]
-    measured = take_turns(lines, rounds, warmup=1)
-    return {str(line.labels["name"]): line.median for line in measured}
+    return {str(line.labels["name"]): line for line in take_turns(lines, rounds, warmup=1)}
+
+
+def milliseconds(measured: Mapping[str, Measured]) -> dict[str, float]:
+    """Medians."""
+    return {name: 1e3 * line.median for name, line in measured.items()}
+
+
+def ratio(line: Measured) -> float:
+    """Its time / that of the first contender."""
+    if line.ratio is None:
+        raise ValueError(f"{dict(line.labels)} was not timed beside a baseline")
+    return line.ratio
 
 
 def picture() -> FloatArray:
@@ -77,13 +108,13 @@ def bench_imputation(name: str, saliency: FloatArray, image: FloatArray, rounds:
         "camrt": lambda: backend.perturbation_batch(image, saliency),
         "pytorch_grad_cam": lambda: [oracle(tensor, mask) for mask in kept],
     }
-    medians = measure_calls(calls, rounds, ["pytorch_grad_cam"], 3)
+    measured = measure_calls(calls, rounds, ["pytorch_grad_cam"], 3)
     return {
         "map": name,
         "masks": MASKS,
         "masks_that_keep_something": len(kept),
-        "milliseconds": {key: 1e3 * value for key, value in medians.items()},
-        "ratio": medians["pytorch_grad_cam"] / medians["camrt"],
+        "milliseconds": milliseconds(measured),
+        "ratio": ratio(measured["pytorch_grad_cam"]),
         "error_in_deviations": float((np.abs(ours - theirs).max(axis=(0, 2, 3)) / image[0].std(axis=(1, 2))).max()),
     }
 
@@ -93,11 +124,13 @@ def peer_arcc(
 ) -> tuple[ARCC, Callable[[], float]]:
     """pytorch-grad-cam's ARCC with RefineCAM as base, and a call that scores the map (1, H, W).
 
-    ``frozen`` is its fastest form: no parameter gradients, and the graph cut off below the finest layer by a hook.
+    ``frozen`` is its fastest form: no parameter gradients, the graph cut off below the finest layer by a hook, and
+    channels-last memory.
     """
     module = copy.deepcopy(model.module).requires_grad_(not frozen)
     layers = [module.get_submodule(layer) for layer in model.target_layers]
     if frozen:
+        module = module.to(memory_format=torch.channels_last)
         start_graph_at(layers[-1])
     metric = ARCC(pytorch_grad_cam.RefineCAM(module, layers, base_method=pytorch_grad_cam.GradCAMPlusPlus))
     targets = [ClassifierOutputTarget(class_index)]
@@ -131,6 +164,52 @@ def quiet_camrt_arcc(explainer: camrt.Explainer, image: FloatArray, saliency: Fl
     return float(measure(("arcc",), measurement)["arcc"][0])
 
 
+def arcc_stages(
+    explainer: camrt.Explainer, image: FloatArray, saliency: FloatArray, index: int, threads: int
+) -> dict[str, Callable[[], Any]]:
+    """What ``Explainer.arcc`` does, stage by stage; see STAGES."""
+    backend, plan = (
+        get_backend("native", threads),
+        make_plan(explainer.manifest, REFINECAM, "gradcam++", "product", None, "normalize_twice"),
+    )
+    noise = np.float32(0.01) * np.random.default_rng(0).standard_normal(image.shape[1:], np.float32)
+    changed = backend.perturbation_batch(image, saliency, noise=noise)[0]
+    masked, classes = backend.masked_images(image, saliency), np.array([index])
+    outputs = explainer.layer_outputs(masked, classes, plan.layers)
+    return {
+        "predictions": lambda: explainer.predict(changed),
+        "explanation": lambda: explainer.layer_outputs(masked, classes, plan.layers),
+        "maps": lambda: backend.fuse_layers(plan.base.maps(backend, outputs), (SIZE, SIZE), plan.fusion, plan.order),
+        "removal": lambda: backend.perturbation_batch(image, saliency, noise=noise),
+        "statistics": lambda: (
+            backend.masked_images(image, saliency),
+            backend.mean_absolute(saliency),
+            backend.pearson(saliency, saliency),
+        ),
+    }
+
+
+def other_ways(
+    explainer: camrt.Explainer, source: Path, bundle: Path, image: FloatArray, threads: int
+) -> dict[str, Callable[[], Any]]:
+    """The same work on other engines and in other batches; see OTHER_WAYS. Providers that are not here are left out."""
+    changed, plain = np.repeat(image, MASKS, axis=0), OnnxRuntimeModel(source, threads)
+    feeds = dict.fromkeys(plain.input_names, changed)
+    calls: dict[str, Callable[[], Any]] = {
+        "onnxruntime": lambda: plain.run(feeds),
+        "predictions_by_4": lambda: [explainer.predict(changed[k : k + 4]) for k in range(0, MASKS, 4)],
+        "predictions_by_1": lambda: [explainer.predict(changed[k : k + 1]) for k in range(MASKS)],
+    }
+    for provider in ("openvino", "openvino-bf16"):
+        try:
+            other = camrt.Explainer(bundle, provider, threads)
+        except BackendUnavailableError:
+            continue
+        explanations = other.explain(image)
+        calls[provider.replace("-", "_")] = partial(other.arcc, image, explanations)
+    return calls
+
+
 def bench_arcc(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One image, ``options.threads`` threads."""
     torch.set_num_threads(options.threads)
@@ -152,17 +231,24 @@ def bench_arcc(name: str, options: argparse.Namespace, folder: Path) -> dict[str
         "camrt": lambda: explainer.arcc(image, explanations),
         "passes": lambda: (explainer.predict(changed), explainer.explain(image, index)),
         "prediction": lambda: explainer.predict(image),
-        "pytorch_grad_cam": peer_arcc(model, image, saliency, index, frozen=False)[1],
-        "pytorch_grad_cam_frozen": peer_arcc(model, image, saliency, index, frozen=True)[1],
+        PEERS[0]: peer_arcc(model, image, saliency, index, frozen=False)[1],
+        PEERS[1]: peer_arcc(model, image, saliency, index, frozen=True)[1],
+        **arcc_stages(explainer, image, saliency, index, options.threads),
+        **other_ways(explainer, source, bundle.path, image, options.threads),
     }
-    peers = ["pytorch_grad_cam", "pytorch_grad_cam_frozen"]
-    medians = measure_calls(calls, options.rounds, peers, options.peer_rounds)
+    measured = measure_calls(calls, options.rounds, PEERS, options.peer_rounds)
+    shares = {stage: ratio(measured[stage]) for stage in STAGES}
     return {
         "model": name,
         "score": {"camrt": ours, "pytorch_grad_cam": theirs},
-        "milliseconds": {key: 1e3 * value for key, value in medians.items()},
-        "ratio": {key: medians[key] / medians["camrt"] for key in peers},
-        "cost": medians["camrt"] / medians["passes"],
+        "milliseconds": milliseconds(measured),
+        "ratio": {key: ratio(measured[key]) for key in PEERS},
+        "ratio_if_only_the_passes_took_time": {
+            key: ratio(measured[key]) / (shares["predictions"] + shares["explanation"]) for key in PEERS
+        },
+        "cost": 1 / ratio(measured["passes"]),
+        "shares": {**shares, "rest": 1 - sum(shares.values())},
+        "other_ways": {way: ratio(measured[way]) for way in OTHER_WAYS if way in measured},
     }
 
 
@@ -177,7 +263,7 @@ def example_maps(explainer: camrt.Explainer, image: FloatArray) -> dict[str, Flo
 
 
 def print_results(console: Console, report: dict[str, Any]) -> None:
-    """Two tables."""
+    """Imputation, ARCC, its stages, and the same work in other ways."""
     table = Table(
         "map", "camrt ms", "pytorch-grad-cam ms", "ratio", "error / deviation", title="8 imputations, one core"
     )
@@ -193,6 +279,15 @@ def print_results(console: Console, report: dict[str, Any]) -> None:
         ratios = [f"{row['ratio'][name]:.1f}" for name in ("pytorch_grad_cam", "pytorch_grad_cam_frozen")]
         table.add_row(row["model"], *times, f"{row['cost']:.2f}", *ratios)
     console.print(table)
+    models = [row["model"] for row in report["arcc"]]
+    for title, told, key in (
+        ("stages of ARCC, shares of its time", {**STAGES, "rest": "calls, checks, softmax"}, "shares"),
+        ("other ways, time / that of ARCC", OTHER_WAYS, "other_ways"),
+    ):
+        table = Table("what", *models, title=title)
+        for name, words in told.items():
+            table.add_row(words, *(f"{row[key][name]:.3f}" if name in row[key] else "-" for row in report["arcc"]))
+        console.print(table)
     console.print(f"goals: {GOALS}")
 
 
@@ -202,7 +297,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--peer-rounds", type=int, default=3)
+    parser.add_argument("--peer-rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 150)

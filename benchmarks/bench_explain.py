@@ -13,6 +13,7 @@ import shlex
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from benchmarks.peers import PEERS, TORCHCAM_BASES, Case, Peer, Run, largest_dif
 from camrt.bench.environment import describe_machine, pinned, quiet_notes
 from camrt.bench.report import Report, Row, Table
 from camrt.bench.turns import Contender, noise_notes, take_turns
+from camrt.types import AnyArray
 from tests import oracles
 from tests.models import export_onnx, make_inputs, make_model
 
@@ -47,26 +49,28 @@ def make_case(name: str, batch: int, options: argparse.Namespace, folder: Path) 
     return Case(model, source, Path(bundle.path), images, options.base, options.threads)
 
 
-def start_all(case: Case) -> tuple[dict[str, Run], list[Row]]:
-    """The calls of those that run, each run once, and rows with the reasons of the others."""
-    runs, failed = {}, []
-    for peer in PEERS:
+def start_all(case: Case, keys: Sequence[str]) -> tuple[dict[str, Run], dict[str, AnyArray], list[Row]]:
+    """The calls of those that run, what each gave when it ran once, and rows with the reasons of the others."""
+    runs, outputs, failed = {}, {}, []
+    for peer in (peer for peer in PEERS if peer.key in keys):
         try:
-            runs[peer.key] = peer.start(case)
-            runs[peer.key]()
+            call = peer.start(case)
+            started = time.perf_counter()
+            outputs[peer.key] = call()
+            runs[peer.key] = call
+            print(f"  {peer.key}: first call {time.perf_counter() - started:.2f} s", file=sys.stderr)
         except Exception as error:  # noqa: BLE001 - whatever stops a peer is what its row says
-            runs.pop(peer.key, None)
-            failed.append(_row(case, peer, why=f"{type(error).__name__}: {str(error).splitlines()[0]}"))
-    return runs, failed
+            first_line = (str(error).splitlines() or [""])[0]
+            failed.append(_row(case, peer, why=f"{type(error).__name__}: {first_line}"))
+    return runs, outputs, failed
 
 
-def check_same_work(case: Case, runs: dict[str, Run]) -> list[Row]:
+def check_same_work(case: Case, outputs: dict[str, AnyArray]) -> list[Row]:
     """Largest differences from camrt's maps; SystemExit where one is beyond its tolerance.
 
     torch-cam leaves out a normalisation and has its own Grad-CAM++, so its pipeline is compared through its LayerCAM,
     in its order of operations; the plain difference is reported too, and so is that of the lower-precision backward.
     """
-    outputs = {key: run() for key, run in runs.items()}
     rows: list[Row] = []
     failed = {}
     for peer in PEERS:
@@ -79,9 +83,10 @@ def check_same_work(case: Case, runs: dict[str, Run]) -> list[Row]:
             failed[peer.key] = difference
         correlation = float(np.corrcoef(outputs[peer.key].ravel(), reference.ravel())[0, 1])
         rows.append({**_row(case, peer), "largest_difference": difference, "correlation": correlation})
-    difference = _torchcam_difference(case, outputs[FLOOR])
-    if difference > oracles.TOLERANCE_CEILING:
-        failed["torchcam (layercam, resize_once)"] = difference
+    if not outputs.keys().isdisjoint(("torchcam", "torchcam_best")):
+        difference = _torchcam_difference(case, outputs[FLOOR])
+        if difference > oracles.TOLERANCE_CEILING:
+            failed["torchcam (layercam, resize_once)"] = difference
     if failed:
         raise SystemExit(f"{case.model.name}: outputs differ, so times would not compare: {failed}")
     return rows
@@ -102,8 +107,10 @@ def bench_case(case: Case, options: argparse.Namespace) -> tuple[list[Row], list
     """Rows of times, rows of differences, and notes."""
     with pinned(case.threads):
         torch.set_num_threads(case.threads)
-        runs, failed = start_all(case)
-        differences = check_same_work(case, runs)
+        runs, outputs, failed = start_all(case, (FLOOR, OURS, *options.lines))
+        if not {FLOOR, OURS} <= runs.keys():
+            raise SystemExit(f"{case.model.name}: nothing to compare with: {failed}")
+        differences = check_same_work(case, outputs)
         peers = [peer for peer in PEERS if peer.key in runs]
         lines = [
             Contender(
@@ -148,6 +155,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=MODELS)
+    keys = [peer.key for peer in PEERS]
+    parser.add_argument(
+        "--lines", nargs="+", choices=keys, default=keys, help=f"who takes part, beside {FLOOR} and {OURS}"
+    )
     parser.add_argument("--base", default="gradcam++", choices=sorted(TORCHCAM_BASES))
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--size", type=int, default=224)
@@ -155,7 +166,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--pause-ms", type=float, default=20.0)
-    parser.add_argument("--out", type=Path, help="also write the report, peers.json and peers.md, to this folder")
+    parser.add_argument("--name", default="peers", help="of the report and its files")
+    parser.add_argument("--out", type=Path, help="also write the report, NAME.json and NAME.md, to this folder")
     return parser.parse_args(arguments)
 
 
@@ -179,7 +191,7 @@ def run(options: argparse.Namespace, command: str) -> Report:
         Table("Differences from camrt's maps, and of logits from ONNX Runtime's", differences),
     ]
     settings = {key: value for key, value in vars(options).items() if key != "out"}
-    return Report("peers", command, machine, settings, tables, notes=notes)
+    return Report(options.name, command, machine, settings, tables, notes=notes)
 
 
 def publish(report: Report, out: Path | None) -> None:

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from camrt.exporter import lowering
-from camrt.exporter.lowering import Axis, conv_input_gradient
+from camrt.exporter.lowering import WindowAxis, conv_input_gradient
 from camrt.exporter.op_builder import OpBuilder
 from camrt.exporter.vjp.pool import max_pool
 from camrt.types import AnyArray, FloatArray
@@ -163,7 +163,7 @@ def convolution(
     pad, output = kernel // 2, (size + 2 * (kernel // 2) - kernel) // stride + 1
     inputs = arrays(dy=(1, c_out, output, output))
     weight = np.random.default_rng(1).standard_normal((c_out, c_in // group, kernel, kernel)).astype(np.float32)
-    axis = Axis(size, output, kernel, stride, 1, pad)
+    axis = WindowAxis(size, output, kernel, stride, 1, pad)
 
     def write(op: OpBuilder, cotangent: ir.Value) -> ir.Value:
         return conv_input_gradient(op, cotangent, op.constant(weight), weight.shape, (axis, axis), group)

@@ -12,7 +12,7 @@ import io
 import json
 import operator
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -31,6 +31,7 @@ from typing import (
 from camrt.errors import (
     BundleError,
     ClassIndexError,
+    InvalidInputError,
     InvalidModelError,
     LayerNotFoundError,
     MethodUnavailableError,
@@ -54,6 +55,19 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file, hex: what tells bundles and source models apart."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_output(output: Path, inputs: Iterable[Path]) -> None:
+    """Refuses to write a result over a file that it is made from, whatever links lead there.
+
+    Raises:
+        InvalidInputError: ``output`` is one of ``inputs``.
+    """
+    for path in inputs:
+        if _is_same_file(output, path):
+            raise InvalidInputError(
+                f"The result would replace {path}, which it is made from.", f"Choose another output than {output}."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +141,7 @@ class Manifest:
     Attributes:
         camrt_version: the version that wrote it.
         source_name: file name of the source model.
-        source_sha256: hex digest of the source model's bytes.
+        source_sha256: hex digest of the source model, its external data included.
         input_name: the image input, float32 or float16, (N, 3, H, W) or (N, H, W, 3).
         input_shape: (3, H, W), whatever the layout.
         input_layout: NCHW, or NHWC where the source model takes channels last; a session takes (N, 3, H, W) always.
@@ -304,6 +318,14 @@ class Bundle:
                 f"Make one with: camrt export {path} -o bundle.onnx",
             )
         return cls(path, Manifest.from_json(metadata[MANIFEST_KEY]))
+
+
+def _is_same_file(path: Path, other: Path) -> bool:
+    """Whether both are there and one file; a name with a NUL is no file."""
+    try:
+        return path.samefile(other)
+    except (OSError, ValueError):
+        return False
 
 
 def _metadata_props(stream: BinaryIO, size: int) -> Iterator[tuple[str, str]]:

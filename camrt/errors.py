@@ -29,6 +29,12 @@ class UnsupportedModelError(ModelError):
     """A valid ONNX model that camrt cannot rewrite (no image input, no class output, an unknown layout)."""
 
 
+_NO_WORKING_LAYER = (
+    "None of the target layers asked for works without it. Name layers between it and the logits: camrt layers MODEL "
+    "lists them; or write a rule: docs/adding_an_op.md."
+)
+
+
 class UnsupportedOpError(UnsupportedModelError):
     """An operator without a vjp rule lies between a target layer and the logits.
 
@@ -36,14 +42,14 @@ class UnsupportedOpError(UnsupportedModelError):
         op_type: the ONNX operator.
         reason: why its rule refused it, empty where there is no rule.
         node_name: the node that needs the rule.
-        working_layers: target layers that do not depend on it, coarse to fine.
+        working_layers: those of the target layers asked for that do not depend on it, coarse to fine.
     """
 
     def __init__(self, op_type: str, node_name: str, working_layers: tuple[str, ...] = (), reason: str = "") -> None:
         works = ", ".join(working_layers)
         super().__init__(
             f"No gradient rule for operator {op_type} (node {node_name!r})" + (f": {reason}." if reason else "."),
-            f"These target layers work without it: {works}." if works else "No target layer works without it.",
+            f"These target layers work without it: {works}." if works else _NO_WORKING_LAYER,
         )
         self.reason = reason
         self.op_type = op_type

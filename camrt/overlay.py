@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import TypeAlias
 
@@ -35,6 +36,8 @@ _POLYNOMIALS: dict[str, _Polynomials] = {
 
 COLORMAPS = ("turbo", "jet", "viridis", "inferno", "gray")
 DEFAULT_COLORMAP = "turbo"
+
+_BAND_PIXELS = 1 << 20  # of rows that are worked on together: an image may have a hundred million
 
 # At and above this value the overlay has its whole opacity; below it the image shows through more and more.
 _OPAQUE_FROM = 0.5
@@ -70,7 +73,7 @@ def colorize(saliency_map: FloatArray, colormap: str = DEFAULT_COLORMAP) -> Byte
     Raises:
         InvalidInputError: the map is not (H, W), is empty or not finite, or there is no such colour map.
     """
-    return colormap_table(colormap)[_levels(saliency_map)]
+    return colormap_table(colormap)[levels_of(saliency_map)]
 
 
 def overlay(
@@ -95,11 +98,17 @@ def overlay(
     """
     if not 0 <= opacity <= 1:
         raise InvalidInputError(f"An overlay opacity of {opacity}.", "Give a number in 0..1.")
-    levels = _levels(resize_map(saliency_map, image.size))
+    levels = levels_of(resize_map(saliency_map, image.size))
     t = np.clip(np.arange(256) / 255 / _OPAQUE_FROM, 0, 1)
     alpha = np.rint(255 * opacity * t * t * (3 - 2 * t)).astype(np.uint8)
-    colours = Image.fromarray(colormap_table(colormap)[levels])
-    return Image.composite(colours, image.convert("RGB"), Image.fromarray(alpha[levels]))
+    table = colormap_table(colormap)
+    picture = Image.new("RGB", image.size)
+    for rows in _bands(levels):
+        band = levels[rows]
+        box = (0, rows.start, image.width, rows.stop)
+        colours = Image.fromarray(table[band])
+        picture.paste(Image.composite(colours, image.crop(box).convert("RGB"), Image.fromarray(alpha[band])), box)
+    return picture
 
 
 def resize_map(saliency_map: FloatArray, size: tuple[int, int]) -> FloatArray:
@@ -111,9 +120,24 @@ def resize_map(saliency_map: FloatArray, size: tuple[int, int]) -> FloatArray:
     return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
 
 
-def _levels(saliency_map: FloatArray) -> ByteArray:
+def levels_of(saliency_map: FloatArray) -> ByteArray:
+    """A map (H, W) in [0, 1] as uint8, 255 is 1; values outside [0, 1] count as 0 or 1.
+
+    Raises:
+        InvalidInputError: the map is not (H, W), is empty or not finite.
+    """
     _check(saliency_map)
-    return np.rint(255 * np.clip(saliency_map, 0, 1)).astype(np.uint8)
+    levels = np.empty(saliency_map.shape, np.uint8)
+    for rows in _bands(levels):
+        levels[rows] = np.rint(255 * np.clip(saliency_map[rows], 0, 1))
+    return levels
+
+
+def _bands(levels: ByteArray) -> Iterator[slice]:
+    """Rows to work on together."""
+    height, width = levels.shape
+    rows = max(1, _BAND_PIXELS // width)
+    return (slice(start, min(start + rows, height)) for start in range(0, height, rows))
 
 
 def _check(saliency_map: FloatArray) -> None:

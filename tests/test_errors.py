@@ -60,7 +60,9 @@ def test_an_operator_without_rule() -> None:
 def test_an_operator_that_its_rule_refuses() -> None:
     error = UnsupportedOpError("MaxPool", "pool", reason="a dilated window")
     assert str(error) == (
-        "No gradient rule for operator MaxPool (node 'pool'): a dilated window. No target layer works without it."
+        "No gradient rule for operator MaxPool (node 'pool'): a dilated window. None of the target layers asked for works "
+        "without it. Name layers between it and the logits: camrt layers MODEL lists them; or write a rule: "
+        "docs/adding_an_op.md."
     )
 
 

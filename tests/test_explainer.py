@@ -329,7 +329,8 @@ def image_forms(folder: Path) -> Iterator[Any]:
     image = Image.fromarray(array)
     path = folder / "picture.png"
     image.save(path)
-    yield from (array, image, path, str(path), path.read_bytes())
+    encoded = path.read_bytes()
+    yield from (array, image, path, str(path), encoded, bytearray(encoded), memoryview(encoded))
 
 
 def test_one_image_in_every_form(explainer: camrt.Explainer, folder: Path) -> None:
@@ -428,6 +429,9 @@ REFUSED: list[tuple[str, type[CamrtError], Call]] = [
     ("order", MethodNotFoundError, lambda e: e.explain(tensors(), order="guess")),
     ("layer", LayerNotFoundError, lambda e: e.explain(tensors(), target_layers="stage9")),
     ("layers", LayerNotFoundError, lambda e: e.explain(tensors(), target_layers=["stage1", "stage9"])),
+    ("layers-number", InvalidInputError, lambda e: e.explain(tensors(), target_layers=3)),
+    ("layers-numbers", LayerNotFoundError, lambda e: e.explain(tensors(), target_layers=[3])),
+    ("choice-and-layer", LayerNotFoundError, lambda e: e.explain(tensors(), target_layers=["all", "stage1"])),
     ("no-layers", InvalidInputError, lambda e: e.explain(tensors(), target_layers=[])),
     ("two-layers", InvalidInputError, lambda e: e.explain(tensors(), method="gradcam", target_layers="top")),
     ("class", ClassIndexError, lambda e: e.explain(tensors(), 5)),
@@ -459,11 +463,17 @@ REFUSED: list[tuple[str, type[CamrtError], Call]] = [
     ("size-one", InvalidInputError, lambda e: e.explain(tensors(), output_size=(5,))),
     ("size-float", InvalidInputError, lambda e: e.explain(tensors(), output_size=(5.0, 5.0))),
     ("size-text", InvalidInputError, lambda e: e.explain(tensors(), output_size="original")),
+    ("size-array", InvalidInputError, lambda e: e.explain(tensors(), output_size=np.array([5, 5]))),
+    ("image-size-array", InvalidInputError, lambda e: e.explain_images(picture(), output_size=np.array([5, 5]))),
     ("size-huge", InvalidInputError, lambda e: e.explain(tensors(), output_size=(10**6, 10**6))),
     ("image-size-text", InvalidInputError, lambda e: e.explain_images(picture(), output_size="Original")),
     ("image-size-zero", InvalidInputError, lambda e: e.explain_images(picture(), output_size=(0, 0))),
     ("batch-zero", InvalidInputError, lambda e: e.explain_images([picture()] * 3, batch_size=0)),
     ("batch-negative", InvalidInputError, lambda e: e.explain_images([picture()] * 3, batch_size=-1)),
+    ("batch-float", InvalidInputError, lambda e: e.explain_images([picture()] * 3, batch_size=1.5)),
+    ("top-text", InvalidInputError, lambda e: e.explain_images(picture(), top_k="2")),
+    ("top-float", InvalidInputError, lambda e: e.explain_images(picture(), top_k=2.5)),
+    ("channels-float", InvalidInputError, lambda e: e.explain(tensors(), perturbation=Perturbation(2.5))),
     ("top-zero", ClassIndexError, lambda e: e.explain_images(picture(), top_k=0)),
     ("top-many", ClassIndexError, lambda e: e.explain_images(picture(), top_k=6)),
     ("top-and-classes", ClassIndexError, lambda e: e.explain_images(picture(), [1], top_k=2)),
@@ -473,6 +483,10 @@ REFUSED: list[tuple[str, type[CamrtError], Call]] = [
     ("image-missing", ImageError, lambda e: e.explain_images("missing.png")),
     ("image-none", ImageError, lambda e: e.explain_images(None)),
     ("image-number", ImageError, lambda e: e.explain_images(7)),
+    ("image-numbers", ImageError, lambda e: e.explain_images([7])),
+    ("image-bytearray", ImageError, lambda e: e.explain_images(bytearray(b"no image"))),
+    ("image-memoryview", ImageError, lambda e: e.explain_images(memoryview(b"no image"))),
+    ("no-image-classes", ClassIndexError, lambda e: e.explain_images(picture(), [])),
     ("image-floats", ImageError, lambda e: e.explain_images(np.zeros((8, 8, 3)))),
     ("image-batch", ImageError, lambda e: e.explain_images(np.zeros((2, 8, 8, 3), np.uint8))),
     ("image-pixel", ImageError, lambda e: e.explain_images(np.zeros((1, 1, 3), np.uint8))),
@@ -522,10 +536,35 @@ def test_class_names_need_names(bare: camrt.Explainer) -> None:
         bare.explain(np.zeros((1, 3, 16, 16), np.float32), "cat")
 
 
-def test_preprocessing_of_another_size_is_refused(bundle: Path) -> None:
-    explainer = camrt.Explainer(bundle, threads=1, preprocess=Preprocessing((16, 16)))
-    with pytest.raises(InvalidInputError, match="32, 32"):
-        explainer.explain_images(picture())
+def test_preprocessing_that_does_not_fit_is_refused_when_the_bundle_is_opened(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"images of \(16, 16\).*takes \(32, 32\).*size=\(32, 32\)"):
+        camrt.Explainer(bundle, threads=1, preprocess=Preprocessing((16, 16)))
+    w = GraphWriter()
+    w.classify(w.add("Relu", "r1", w.conv("c1", "image", (1, 4), 3, 2)), 4)
+    grey = camrt.export(w.save(tmp_path / "grey.onnx", ("N", 1, 16, 16)), tmp_path / "grey.bundle.onnx", ["r1"]).path
+    for preprocess in ("unit", Preprocessing((16, 16))):
+        with pytest.raises(InvalidInputError, match="1 channels"):
+            camrt.Explainer(grey, threads=1, preprocess=preprocess)
+
+
+def test_an_empty_list_of_classes_says_what_to_do(explainer: camrt.Explainer) -> None:
+    for call in (lambda: explainer.explain(tensors(), []), lambda: explainer.explain_images(picture(), np.array([]))):
+        with pytest.raises(ClassIndexError, match=r"class_indices is empty\. Name a class, or leave it out"):
+            call()
+    assert explainer.explain_images([], []) == []
+
+
+@pytest.mark.parametrize("choice", ["all", "top", "above"])
+def test_a_choice_of_layers_may_stand_in_a_list(explainer: camrt.Explainer, choice: str) -> None:
+    (alone,) = explainer.explain(tensors(1), target_layers=choice)
+    (listed,) = explainer.explain(tensors(1), target_layers=[choice])
+    assert list(listed.layer_maps) == list(alone.layer_maps)
+    np.testing.assert_array_equal(listed.saliency_map, alone.saliency_map)
+
+
+def test_counts_may_be_any_integers(explainer: camrt.Explainer) -> None:
+    items = explainer.explain_images([picture(), picture(seed=1)], top_k=np.int64(2), batch_size=np.uint8(1))
+    assert len(items) == 4
 
 
 def test_unknown_engines_are_refused(bundle: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from camrt.errors import InvalidInputError
-from camrt.overlay import COLORMAPS, colorize, colormap_table, overlay, resize_map
+from camrt.overlay import COLORMAPS, colorize, colormap_table, levels_of, overlay, resize_map
 
 
 def ramp(height: int = 4, width: int = 256) -> np.ndarray:
@@ -67,6 +67,19 @@ def test_overlay_has_the_size_of_the_image_whatever_the_map() -> None:
     image = Image.new("RGB", (33, 17))
     assert overlay(image, np.ones((5, 7), np.float32)).size == (33, 17)
     assert overlay(image.convert("L"), np.ones((50, 70), np.float32)).mode == "RGB"
+
+
+@pytest.mark.parametrize("size", [(3000, 701), (1 << 20, 2), (2, 1 << 20)], ids=["bands", "wide", "tall"])
+def test_large_images_are_worked_on_in_bands(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.random((size[1], size[0]), np.float32)
+    image = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    levels = np.rint(255 * values).astype(np.uint8)
+    assert np.array_equal(levels_of(values), levels)
+    t = np.clip(np.arange(256) / 127.5, 0, 1)
+    alpha = (np.rint(255 * 0.6 * t * t * (3 - 2 * t)) / 255)[levels][..., None]
+    expected = image * (1 - alpha) + colormap_table("turbo")[levels] * alpha
+    assert np.abs(np.asarray(overlay(Image.fromarray(image), values)) - expected).max() <= 1
 
 
 def test_resize_is_centred() -> None:

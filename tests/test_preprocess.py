@@ -169,6 +169,52 @@ class TestLoadImage:
         with pytest.raises(ImageError, match="floating-point"):
             load_image(Image.new("F", (4, 4)))
 
+    @pytest.mark.parametrize("values", [[1, 255], [0, 200], [7, 7]])
+    def test_mode_i_that_would_come_out_black_is_refused(self, values: list[int]) -> None:
+        image = Image.fromarray(np.array([values] * 2, np.int32))
+        assert image.mode == "I"
+        with pytest.raises(ImageError, match=r'values in 0\.\.\d+.*convert\("L"\).*convert\("I;16"\)'):
+            load_image(image)
+        as_bytes = np.asarray(load_image(image.convert("L")))
+        assert np.array_equal(as_bytes[..., 0], [values] * 2)
+        assert not np.asarray(load_image(image.convert("I;16"))).any()
+
+    def test_mode_i_of_16_bit_samples(self) -> None:
+        samples = np.array([[0, 255, 256], [0x1234, 0x80FF, 0xFFFF]], np.int32)
+        loaded = np.asarray(load_image(Image.fromarray(samples)))
+        assert np.array_equal(loaded[..., 1], [[0, 0, 1], [0x12, 0x80, 0xFF]])
+        assert not np.asarray(load_image(Image.new("I", (4, 4)))).any()
+        dark = Image.fromarray(samples[[0, 0], :2])
+        dark.format = "PNG"  # as older Pillow opens a 16-bit PNG file
+        assert not np.asarray(load_image(dark)).any()
+        for odd in ([[-1, 5]] * 2, [[0, 65536]] * 2):
+            with pytest.raises(ImageError, match=r"outside 0\.\.65535"):
+                load_image(Image.fromarray(np.array(odd, np.int32)))
+
+    def test_every_mode_of_pillow_is_converted_or_refused(self) -> None:
+        for mode in Image.MODES:
+            image = Image.new(mode, (4, 4))
+            if mode in ("F", "La"):
+                with pytest.raises(ImageError, match="Convert it to 8-bit RGB first"):
+                    load_image(image)
+            else:
+                assert load_image(image).mode == "RGB"
+
+    def test_bytes_of_every_kind(self) -> None:
+        data = encode(noise(7, 5))
+        expected = np.asarray(load_image(data))
+        for given_bytes in (bytearray(data), memoryview(data), memoryview(bytearray(data))):
+            assert np.array_equal(np.asarray(load_image(given_bytes)), expected)
+
+    @pytest.mark.parametrize("thing", [3, None, 1.5, ["a.png"], {}])
+    def test_things_that_are_no_images(self, thing: object) -> None:
+        with pytest.raises(ImageError, match=f"An image is a {type(thing).__name__}"):
+            load_image(thing)
+
+    def test_a_name_that_no_file_can_have(self) -> None:
+        with pytest.raises(ImageError, match="Cannot read"):
+            load_image("a\0b.png")
+
     @given(form=st.sampled_from(["PNG", "JPEG", "WEBP"]), data=st.data())
     def test_damaged_bytes_decode_or_raise_the_typed_error(self, form: str, data: st.DataObject) -> None:
         exif = Image.Exif()

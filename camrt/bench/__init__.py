@@ -1,4 +1,4 @@
-"""Benchmarks that run on any machine: latency, throughput, kernels, a server, and what the machine can do.
+"""Benchmarks that run on any machine: latency, throughput, image sizes, kernels, a server, and the machine's limits.
 
 Contenders take turns on the same inputs in one process; times are medians with percentiles, ratios are formed pair by
 pair within a round. A report holds the environment and says when the machine was not quiet.

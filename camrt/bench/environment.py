@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ _FREQUENCIES = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores, memory, load, temperatures, accelerators, packages, providers; the unknown left out."""
+    """Date, processor, cores, memory, load, temperatures, accelerators, packages, providers; the unknown left out."""
     machine: dict[str, Any] = {
+        "date": datetime.now(UTC).date().isoformat(),
         "processor": _processor(),
         "architecture": platform.machine(),
         "cores": available_cores(),

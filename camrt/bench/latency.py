@@ -69,14 +69,21 @@ def bench_latency(
                 measured = take_turns(
                     list(_contenders(work, explainer, provider, threads, sweep)), sweep.rounds, sweep.warmup
                 )
-                if explainer.preprocessing is not None:
+                if explainer.preprocessing is None:
+                    notes.append("No stages: the bundle does not say how images become tensors; try --preprocess.")
+                else:
                     stages += _stages(work, explainer, {"provider": provider, "threads": threads}, sweep.rounds)
             latencies += measured
             notes += [f"{provider}, {threads} threads: {note}" for note in noise_notes(measured)]
             if limits and provider == "cpu" and threads == max(sweep.threads):
                 shares = _shares(work, explainer, measured, limits)
     tables = [
-        Table("Latency", [line.to_row() for line in latencies], "the prediction of as many images", "batch"),
+        Table(
+            "Latency",
+            [line.to_row() for line in latencies],
+            "the prediction of as many images",
+            ("batch", "classes", "layers"),
+        ),
         Table("Stages of one explanation, milliseconds", stages),
         Table("Share of the machine's limits", shares),
     ]
@@ -110,9 +117,13 @@ def _contenders(work: Workload, explainer: Explainer, provider: str, threads: in
             relative_to=place,
         )
 
-    for number in sweep.layers:
-        if not 1 <= number <= len(names):
-            raise InvalidInputError(f"{number} layers of {len(names)}.", f"Give 1 to {len(names)}.")
+    for what, numbers, most in (
+        ("layers", sweep.layers, len(names)),
+        ("classes", sweep.classes, explainer.manifest.num_classes),
+    ):
+        for number in numbers:
+            if not 1 <= number <= most:
+                raise InvalidInputError(f"{number} {what} of {most}.", f"Give 1 to {most}.")
     yield from (line("prediction", batch, 1, 0) for batch in batches)
     for method in sweep.methods:
         layers = len(names) if method == REFINECAM else 1

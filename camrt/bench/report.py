@@ -42,19 +42,21 @@ class Table:
         title: heading.
         rows: labels (text, whole numbers) and figures (floating-point numbers) by column.
         ratio_to: what ``ratio`` is divided by.
-        sweep: the label that grows along the plot's x axis, or None for no plot.
+        sweep: labels that grow, each along the x axis of a plot of its own.
         figure: the column that is plotted.
     """
 
     title: str
     rows: list[Row]
     ratio_to: str = ""
-    sweep: str | None = None
+    sweep: tuple[str, ...] = ()
     figure: str = "median_ms"
 
     def labels(self, row: Mapping[str, object]) -> tuple[tuple[str, object], ...]:
-        """What identifies a row: its texts and whole numbers, but the number of calls."""
-        return tuple((name, value) for name, value in row.items() if not isinstance(value, float) and name != "calls")
+        """What identifies a row: its texts and whole numbers, but no figures."""
+        return tuple(
+            (name, value) for name, value in row.items() if not isinstance(value, float) and name not in FIGURES
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class Report:
     """One run of a benchmark.
 
     Attributes:
-        kind: latency, throughput, kernels, server or peers.
+        kind: latency, throughput, sizes, kernels, server, peers; the name of its files.
         command: what made it.
         environment: from describe_machine.
         settings: options of the run.
@@ -131,10 +133,13 @@ class Report:
     def _plots(self, folder: Path) -> list[Path]:
         if find_spec("matplotlib") is None:
             return []
-        from camrt.bench.plots import plot_table
+        from camrt.bench.plots import plot_table, series
 
-        swept = [table for table in self.tables if table.sweep is not None]
-        return [plot_table(table, folder / f"{self.kind}_{number}.png") for number, table in enumerate(swept, 1)]
+        swept = [(table, label) for table in self.tables for label in table.sweep if series(table, label)]
+        return [
+            plot_table(table, label, folder / f"{self.kind}_{number}.png")
+            for number, (table, label) in enumerate(swept, 1)
+        ]
 
 
 def load_report(path: Path) -> Report:
@@ -149,13 +154,28 @@ def load_report(path: Path) -> Report:
             raise InvalidInputError(
                 f"{path} has schema {document['schema']}; this camrt reads {SCHEMA}.", "Run it again."
             )
-        tables = [Table(**table) for table in document["tables"]]
-        names = ("kind", "command", "environment", "settings", "limits", "notes")
-        return Report(tables=tables, **{name: document[name] for name in names})
+        tables = [_table(**table) for table in document["tables"]]
+        texts: dict[str, Any] = {name: str(document[name]) for name in ("kind", "command")}
+        objects: dict[str, Any] = {name: dict(document[name]) for name in ("environment", "settings", "limits")}
+        return Report(tables=tables, notes=list(document["notes"]), **texts, **objects)
     except OSError as error:
         raise InvalidInputError(f"Cannot read {path}: {error.strerror}.", "Check the path.") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InvalidInputError(f"{path} is no report of `camrt bench` ({error}).", "Name its .json file.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise InvalidInputError(f"{path} is no report of `camrt bench` ({why}).", "Name its .json file.") from error
+
+
+def _table(*, rows: list[Row], sweep: str | list[str] | None = None, **others: str) -> Table:
+    """A table of a JSON document; earlier ones name one swept label at most, as text.
+
+    Raises:
+        TypeError: a figure is no number, a label no text or number.
+    """
+    for row in rows:
+        for name, value in row.items():
+            if not isinstance(value, int | float if name in FIGURES else int | float | str):
+                raise TypeError(f"{name} is {value!r}")
+    return Table(rows=rows, sweep=(sweep,) if isinstance(sweep, str) else tuple(sweep or ()), **others)
 
 
 def shown_columns(rows: Sequence[Mapping[str, object]]) -> list[str]:

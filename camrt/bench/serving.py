@@ -98,7 +98,7 @@ def bench_server(
     base = float(rows[0]["images_per_second"])
     for row in rows:
         row["rate_ratio"] = float(row["images_per_second"]) / base
-    return [Table("Server", rows, "", "callers", "images_per_second")], []
+    return [Table("Server", rows, "", ("callers",), "images_per_second")], []
 
 
 def _figures(seconds: Sequence[float], elapsed: float) -> dict[str, float]:

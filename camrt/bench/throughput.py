@@ -61,7 +61,7 @@ def bench_throughput(
                 lines.append(Contender(labels, run, batch * count))
         measured = take_turns(lines, rounds)
     rows = [line.to_row() for line in measured]
-    return [Table("Throughput", rows, "the first line", "batch", "images_per_second")], noise_notes(measured)
+    return [Table("Throughput", rows, "the first line", ("batch",), "images_per_second")], noise_notes(measured)
 
 
 def _side_by_side(

@@ -5,10 +5,14 @@ from __future__ import annotations
 from camrt.cam.method import CamMethod, MapRequest, Perturbation
 from camrt.cam.methods import CAM_METHODS, GRADIENT_METHODS, available_methods, cam_method
 from camrt.cam.plan import Plan, make_plan
-from camrt.cam.refine import LAYER_CHOICES, REFINECAM
+from camrt.cam.ranks import resolve_ranks
+from camrt.cam.refine import DEFAULT_BASE, DEFAULT_FUSION, DEFAULT_ORDER, LAYER_CHOICES, REFINECAM
 
 __all__ = [
     "CAM_METHODS",
+    "DEFAULT_BASE",
+    "DEFAULT_FUSION",
+    "DEFAULT_ORDER",
     "GRADIENT_METHODS",
     "LAYER_CHOICES",
     "REFINECAM",
@@ -19,4 +23,5 @@ __all__ = [
     "available_methods",
     "cam_method",
     "make_plan",
+    "resolve_ranks",
 ]

@@ -14,6 +14,7 @@ import numpy as np
 
 from camrt.bundle import MAX_RANK, Manifest
 from camrt.cam.method import MapRequest
+from camrt.cam.ranks import resolve_ranks
 from camrt.errors import ClassIndexError, MethodUnavailableError
 from camrt.runtime.session import Session
 from camrt.types import FloatArray, IntArray, LayerOutputs, SessionOutputs
@@ -62,8 +63,8 @@ def _finer(session: Session, image: FloatArray, classes: IntArray, layers: tuple
         asked = -np.arange(1, count + 2, dtype=np.int64)
         groups = [np.arange(count + 1)]
     else:
-        logits = session.predict(image)[0]
-        chosen = _resolved(logits, classes)
+        predicted = session.predict(image)
+        logits, chosen = predicted[0], resolve_ranks(predicted, classes[None])[0]
         near = np.stack([np.r_[k, _nearest(logits, k, count)] for k in chosen])
         asked, positions = np.unique(near, return_inverse=True)
         groups = list(positions.reshape(near.shape))
@@ -87,12 +88,6 @@ def _difference(parts: Sequence[LayerOutputs], groups: Sequence[IntArray]) -> La
         for group in groups
     ]
     return LayerOutputs(parts[0].name, parts[0].activations, np.stack(differences))
-
-
-def _resolved(logits: FloatArray, classes: IntArray) -> IntArray:
-    """Classes with -r replaced with the r-th highest logit; of equal ones the lower class is the higher, as in TopK."""
-    ranked = np.argsort(-logits, kind="stable")
-    return np.where(classes < 0, ranked[np.minimum(-classes - 1, len(ranked) - 1)], classes).astype(np.int64)
 
 
 def _nearest(logits: FloatArray, k: int, count: int) -> IntArray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import SupportsIndex, TypeAlias
 
 import numpy as np
 
@@ -35,7 +35,7 @@ class Perturbation:
     progress: Callable[[int, int], None] | None = None
 
     def __post_init__(self) -> None:
-        if self.channels is not None and self.channels < 1:
+        if self.channels is not None and not (isinstance(self.channels, SupportsIndex) and self.channels >= 1):
             raise InvalidInputError(f"channels is {self.channels}.", "Give 1 or more, or None for every channel.")
         if self.memory_bytes < 1:
             raise InvalidInputError(f"memory_bytes is {self.memory_bytes}.", "Give the bytes that a run may hold.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from camrt.bundle import Manifest
@@ -82,15 +82,17 @@ def make_plan(
 
 
 def _layers(manifest: Manifest, method: str, target_layers: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Names of layers, coarse to fine."""
+    """Names of layers, coarse to fine. A choice may stand alone in a list: messages of a server have nothing else."""
     names = manifest.layer_names
     if target_layers is None:
         return names if method == REFINECAM else names[:1]
-    if isinstance(target_layers, str):
-        if target_layers in LAYER_CHOICES:
-            return choose_layers(target_layers, names)
-        target_layers = (target_layers,)
-    wanted = {manifest.layer(name).name for name in target_layers}
+    given = [target_layers] if isinstance(target_layers, str) else target_layers
+    if not isinstance(given, Iterable):
+        raise InvalidInputError(f"target_layers is {given!r}.", f"Name some of {', '.join(names)}.")
+    given = list(given)
+    if len(given) == 1 and given[0] in LAYER_CHOICES:
+        return choose_layers(given[0], names)
+    wanted = {manifest.layer(name).name for name in given}
     if not wanted:
         raise InvalidInputError("target_layers is empty.", f"Name some of {', '.join(names)}.")
     return tuple(name for name in names if name in wanted)

@@ -8,6 +8,7 @@ from camrt.errors import MethodNotFoundError
 from camrt.kernels.backend import FUSIONS, ORDERS, Fusion, Order
 
 REFINECAM = "refinecam"
+DEFAULT_BASE, DEFAULT_FUSION, DEFAULT_ORDER = "gradcam++", "product", "normalize_twice"
 LAYER_CHOICES = ("all", "top", "above")
 
 

@@ -1,7 +1,8 @@
 """The command line: ``camrt layers | export | build | explain | evaluate | serve | bench | check | doctor | version``.
 
 Commands parse, call and print. A CamrtError is one message on stderr and exit code 2; so is wrong usage.
-``camrt check`` exits with 1 where a check fails. With ``--json`` stdout is one JSON document, also for an error.
+``camrt check`` exits with 1 where a check fails. With ``--json`` stdout is one JSON document, also for a
+CamrtError; wrong usage is told on stderr alone.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""``camrt bench latency | throughput | kernels | server | peers | compare``."""
+"""``camrt bench latency | throughput | sizes | kernels | server | peers | compare``."""
 
 from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,24 @@ if TYPE_CHECKING:
     from camrt.bench.report import Report, Table
     from camrt.bench.workload import Workload
 
-bench = typer.Typer(no_args_is_help=True, help="Measure latency, throughput, kernels and a server on this machine.")
+bench = typer.Typer(
+    no_args_is_help=True, help="Measure latency, throughput, image sizes, kernels and a server on this machine."
+)
+
+
+def _made(folder: Path | None) -> Path | None:
+    """The folder of the report, made before anything is measured for it.
+
+    Raises:
+        InvalidInputError: it cannot be made.
+    """
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"Cannot write to {folder}: {error.strerror}.", "Choose another folder.") from error
+    return folder
+
 
 BundleArgument = Annotated[
     Path | None, typer.Argument(help="A bundle; left out: the model that comes with camrt.", show_default=False)
@@ -26,7 +44,7 @@ PreprocessOption = Annotated[
     str | None, typer.Option(help="How images become inputs, a preset, for a bundle that does not say.")
 ]
 OutOption = Annotated[
-    Path | None, typer.Option(help="Folder for the report: JSON, Markdown, plots.", show_default=False)
+    Path | None, typer.Option(help="Folder for the report: JSON, Markdown, plots.", show_default=False, callback=_made)
 ]
 RoundsOption = Annotated[int, typer.Option(min=1, help="Timed rounds; every line is timed once a round.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Cores to use.", show_default="all")]
@@ -65,7 +83,7 @@ def latency(
     )
     work, limits = _workload(bundle, image, preprocess), machine_limits(max(cores))
     tables, notes = bench_latency(work, sweep, limits, _progress)
-    _finish("latency", work, tables, notes, limits, out, as_json)
+    _finish("latency", [work], tables, notes, limits, out, as_json)
 
 
 @bench.command()
@@ -90,7 +108,27 @@ def throughput(
     tables, notes = bench_throughput(
         work, threads or _all_cores(), sizes or [1], counts or [1], rounds, _progress, method, provider
     )
-    _finish("throughput", work, tables, notes, {}, out, as_json)
+    _finish("throughput", [work], tables, notes, {}, out, as_json)
+
+
+@bench.command()
+def sizes(
+    bundles: Annotated[
+        list[Path], typer.Argument(help="One network, exported at several image sizes.", show_default=False)
+    ],
+    image: ImageOption = None,
+    preprocess: PreprocessOption = None,
+    threads: ThreadsOption = None,
+    rounds: RoundsOption = 15,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time predictions and explanations by the size of the image, a bundle a size."""
+    from camrt.bench.sizes import bench_sizes
+
+    works = [_workload(bundle, image, preprocess) for bundle in bundles]
+    tables, notes = bench_sizes(works, threads or _all_cores(), rounds, _progress)
+    _finish("sizes", works, tables, notes, {}, out, as_json)
 
 
 @bench.command()
@@ -111,7 +149,7 @@ def kernels(
     work, cores = _workload(bundle, image, preprocess), threads or _all_cores()
     limits = machine_limits(cores)
     tables, notes = bench_kernels(work, cores, batch, rounds, limits, _progress)
-    _finish("kernels", work, tables, notes, limits, out, as_json)
+    _finish("kernels", [work], tables, notes, limits, out, as_json)
 
 
 @bench.command()
@@ -134,7 +172,7 @@ def server(
     work = _workload(bundle, image, preprocess)
     counts = _numbers(callers, "callers") or [1]
     tables, notes = bench_server(work, threads or _all_cores(), counts, seconds, _progress, target)
-    _finish("server", work, tables, notes, {}, out, as_json)
+    _finish("server", [work], tables, notes, {}, out, as_json)
 
 
 @bench.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
@@ -164,15 +202,13 @@ def compare(
     import dataclasses
 
     from camrt.bench import compare_reports, load_report
+    from camrt.bench.report import cell
 
     changes, notes = compare_reports(load_report(old), load_report(new), limit)
     if as_json:
         print_json({"changes": [dataclasses.asdict(change) for change in changes], "notes": notes})
     else:
-        rows = (
-            (c.table, c.labels, c.figure, f"{c.old:.3g}", f"{c.new:.3g}", f"{c.change:+.1%}", c.verdict)
-            for c in changes
-        )
+        rows = ((c.table, c.labels, c.figure, cell(c.old), cell(c.new), f"{c.change:+.1%}", c.verdict) for c in changes)
         print_table(("table", "line", "figure", "old", "new", "change", ""), rows)
         _print_notes(notes)
     if any(change.verdict == "slower" for change in changes):
@@ -187,7 +223,7 @@ def _workload(bundle: Path | None, image: Path | None, preprocess: str | None) -
 
 def _finish(
     kind: str,
-    work: Workload,
+    works: Sequence[Workload],
     tables: list[Table],
     notes: list[str],
     limits: dict[str, float],
@@ -201,9 +237,9 @@ def _finish(
 
     machine = describe_machine()
     settings: dict[str, Any] = {
-        "bundle": work.bundle.name,
-        "sha256": file_sha256(work.bundle),
-        "image": work.image.name,
+        "bundle": ", ".join(work.bundle.name for work in works),
+        "sha256": ", ".join(file_sha256(work.bundle) for work in works),
+        "image": works[0].image.name,
     }
     command = shlex.join(["camrt", *sys.argv[1:]])
     report = Report(kind, command, machine, settings, tables, limits, [*quiet_notes(machine), *notes])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from camrt.cli import _evaluate_options as options
 from camrt.cli._console import JsonOption, console, print_fields, print_json, print_table
 from camrt.cli._progress import LongProgress, long_progress
 from camrt.errors import InvalidInputError
@@ -23,90 +24,32 @@ _SHOWN_METRICS = 5
 
 def evaluate(
     context: typer.Context,
-    paths: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="[BUNDLE] [DATA]",
-            help="A bundle (.onnx; left out: the model that comes with camrt), then a folder of images: flat, or with "
-            "a folder a class.",
-            show_default=False,
-        ),
-    ] = None,
-    synthetic: Annotated[
-        bool | None, typer.Option("--synthetic", help="Evaluate on synthetic shapes, whose objects are known.")
-    ] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Number of synthetic shapes.", show_default="90")] = None,
-    split: Annotated[str | None, typer.Option(help="Split of the synthetic shapes.", show_default="test")] = None,
-    masks: Annotated[
-        Path | None, typer.Option(help="Folder of object masks: the images' relative paths, as PNG; not zero = object.")
-    ] = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="CAM methods, separated by commas. Repeatable.",
-            show_default="refinecam, gradcam, gradcam++, layercam; with --synthetic all that weigh by gradients",
-        ),
-    ] = None,
-    base: Annotated[
-        list[str] | None, typer.Option(help="Base methods of refinecam. Repeatable.", show_default="gradcam++")
-    ] = None,
-    fusion: Annotated[
-        list[str] | None, typer.Option(help="Fusions of refinecam. Repeatable.", show_default="product")
-    ] = None,
-    layers: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="all, top (coarsest and finest) or above (two finest) for refinecam; each (every layer alone) for the "
-            "other methods; or names of layers. Repeatable.",
-            show_default="all, and the coarsest",
-        ),
-    ] = None,
-    metrics: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Metrics, separated by commas. Repeatable.", show_default="arcc and its parts; with --synthetic all"
-        ),
-    ] = None,
-    baselines: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Explainers that know nothing: random, ones, half, center; or none.",
-            show_default="none; with --synthetic all",
-        ),
-    ] = None,
-    class_choice: Annotated[
-        str | None,
-        typer.Option("--class", help="Class to explain: predicted, or label (the true one).", show_default="predicted"),
-    ] = None,
-    target: Annotated[
-        str | None, typer.Option(help="What metrics follow: probability or logit.", show_default="probability")
-    ] = None,
-    channels: Annotated[
-        int | None,
-        typer.Option(min=1, help="scorecam, ablationcam: most channels of a layer to try.", show_default="all"),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images, drawn at random.")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file of all this; options given here win.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="evaluation")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the run in the report.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything random.", show_default="0")] = None,
-    resamples: Annotated[
-        int | None, typer.Option(min=1, help="Resamples of the bootstrap.", show_default="1000")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time.", show_default="16")] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh/--resume", help="Start over, or go on with the run in --out.")
-    ] = False,
-    preprocess: Annotated[
-        str | None, typer.Option(help="Preprocessing preset.", show_default="what the bundle says")
-    ] = None,
-    provider: Annotated[
-        str | None, typer.Option(help="Execution provider that runs the bundle.", show_default="cpu")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=0, help="Threads; 0 takes every core.", show_default="0")] = None,
-    backend: Annotated[
-        str | None, typer.Option(help="Kernel backend: native, cuda, reference or auto.", show_default="native")
-    ] = None,
+    paths: options.DataArgument = None,
+    synthetic: options.SyntheticOption = None,
+    images: options.ImagesOption = None,
+    split: options.SplitOption = None,
+    masks: options.MasksOption = None,
+    method: options.MethodOption = None,
+    base: options.BaseOption = None,
+    fusion: options.FusionOption = None,
+    layers: options.LayersOption = None,
+    metrics: options.MetricsOption = None,
+    baselines: options.BaselinesOption = None,
+    class_choice: options.ClassOption = None,
+    target: options.TargetOption = None,
+    channels: options.ChannelsOption = None,
+    limit: options.LimitOption = None,
+    config: options.ConfigOption = None,
+    out: options.OutOption = None,
+    name: options.NameOption = None,
+    seed: options.SeedOption = None,
+    resamples: options.ResamplesOption = None,
+    batch_size: options.BatchSizeOption = None,
+    fresh: options.FreshOption = False,
+    preprocess: options.PreprocessOption = None,
+    provider: options.ProviderOption = None,
+    threads: options.ThreadsOption = None,
+    backend: options.BackendOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure how good explanations are: methods x fusions x layers x metrics over images, into a report.
@@ -165,14 +108,21 @@ def _bundle_and_data(paths: list[Path]) -> tuple[Path | None, Path | None]:
 
 
 def _open(file: Path | None, given: dict[str, Any]) -> EvaluationSession:
+    from camrt.bundle import check_output
     from camrt.evaluation.config import EvaluationConfig, read_config
+    from camrt.evaluation.pipeline import output_files
     from camrt.evaluation.session import EvaluationSession
+    from camrt.evaluation.store import RUN_NAME
 
     fields = {} if file is None else read_config(file)
     fields |= {
         key: str(value) if isinstance(value, Path) else value for key, value in given.items() if value is not None
     }
-    return EvaluationSession.open(EvaluationConfig.from_mapping(fields))
+    checked = EvaluationConfig.from_mapping(fields)
+    inputs = [Path(path) for path in (file, checked.bundle) if path is not None]
+    for output in (*output_files(Path(checked.out)).values(), Path(checked.out) / RUN_NAME):
+        check_output(output, inputs)
+    return EvaluationSession.open(checked)
 
 
 def _evaluate(session: EvaluationSession, command: str, progress: LongProgress, fresh: bool) -> EvaluationResult:

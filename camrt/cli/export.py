@@ -74,7 +74,10 @@ def export(
 ) -> None:
     """Rewrite MODEL into a bundle that also returns activations and gradients of the target layers."""
     import camrt
+    from camrt.bundle import check_output
 
+    described = [class_names, Path(preprocess) if preprocess and preprocess.endswith(".json") else None]
+    check_output(output, [path for path in described if path is not None])
     bundle = camrt.export(
         model,
         output,
@@ -150,7 +153,7 @@ def _read_json(path: Path) -> object:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidInputError(f"{path} is no UTF-8 text.", "Save it as UTF-8.") from error
     except OSError as error:

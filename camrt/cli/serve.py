@@ -94,7 +94,9 @@ def serve(
     ] = None,
     output_pixels: Annotated[
         int | None,
-        _option("--output-pixels", "Most pixels of a map that is sent.", "limits of one request", "50000000"),
+        _option(
+            "--output-pixels", "Most pixels of the maps of a reply, together.", "limits of one request", "50000000"
+        ),
     ] = None,
     classes: Annotated[
         int | None, _option("--classes", "Most classes a request explains.", "limits of one request", "32")
@@ -144,7 +146,9 @@ def serve(
     ] = None,
     queue_items: Annotated[
         int | None,
-        _option("--queue-items", "Most requests in a worker; more are refused.", "batching and queues", "256"),
+        _option(
+            "--queue-items", "Most explanations, one a class of an image, in a worker.", "batching and queues", "256"
+        ),
     ] = None,
     queue_bytes: Annotated[
         int | None,
@@ -255,15 +259,15 @@ def serve(
             f"A server needs {error.name}, which is not installed.", "Run: pip install 'camrt[server]'"
         ) from error
     settings = load_settings(flags, config)
-    code = _run(settings)
-    if code:
-        _leave(code)
+    _run(settings)
 
 
-def _run(settings: ServerSettings) -> int:
+def _run(settings: ServerSettings) -> None:
+    """Serves, and leaves the process with the exit code; raises where it cannot start."""
     import asyncio
     import logging
 
+    from camrt.server.exits import leave_after
     from camrt.server.logs import set_up_logs
 
     set_up_logs(settings.log_level)
@@ -271,10 +275,12 @@ def _run(settings: ServerSettings) -> int:
     if settings.workers > 1:
         from camrt.server.supervisor import supervise
 
-        return asyncio.run(supervise(settings, partial(_announce, settings)))
-    from camrt.server.app import serve as run
+        serving = supervise(settings, partial(_announce, settings))
+    else:
+        from camrt.server.app import serve as run
 
-    return asyncio.run(run(settings, lambda server: _announce(settings, server.port, server.metrics_port)))
+        serving = run(settings, lambda server: _announce(settings, server.port, server.metrics_port))
+    asyncio.run(leave_after(serving))
 
 
 def _announce(settings: ServerSettings, port: int, metrics_port: int | None) -> None:
@@ -283,12 +289,3 @@ def _announce(settings: ServerSettings, port: int, metrics_port: int | None) -> 
     metrics = "" if metrics_port is None else f", metrics on {settings.metrics_host}:{metrics_port}"
     sys.stdout.write(f"camrt serves on {settings.host}:{port} ({how}){metrics}\n")
     sys.stdout.flush()
-
-
-def _leave(code: int) -> None:
-    """Ends the process without waiting for threads that are in the middle of a run."""
-    import os
-
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

@@ -10,16 +10,8 @@ from typing import Any, Generic, Self, TypeVar
 from camrt.client.errors import RemoteError, error_of_message
 from camrt.client.models import ModelDetails, ModelSummary, details_of, summary_of
 from camrt.client.replies import Reply, StreamReply, reply_of
-from camrt.client.requests import (
-    AnyImage,
-    ExplainOptions,
-    explain_message,
-    image_message,
-    map_message,
-    mask_message,
-    method_message,
-)
-from camrt.errors import CamrtError, ClassIndexError, ImageError
+from camrt.client.requests import AnyImage, ExplainOptions, evaluate_message, explain_message
+from camrt.errors import CamrtError, ImageError
 from camrt.types import BoolArray, FloatArray
 from camrt.v1 import explainer_pb2 as pb
 from camrt.v1 import explainer_pb2_grpc as pb_grpc
@@ -56,22 +48,7 @@ def evaluate_call(
     options: ExplainOptions,
 ) -> UnaryCall[pb.EvaluateRequest, pb.EvaluateResponse, dict[str, float]]:
     """Evaluate."""
-    request = pb.EvaluateRequest(
-        model=pb.ModelReference(name=options.get("model", ""), version=options.get("version", "")),
-        image=image_message(image),
-        options=method_message(options),
-        metrics=metrics,
-        seed=options.get("seed", 0),
-        saliency_map=None if saliency_map is None else map_message(saliency_map),
-        object_mask=None if object_mask is None else mask_message(object_mask),
-    )
-    item = options.get("class_indices")
-    if isinstance(item, str):
-        request.class_name = item
-    elif isinstance(item, int):
-        request.class_index = item
-    elif item is not None:
-        raise ClassIndexError(f"The class is {item!r}.", "Give one index or one name.")
+    request = evaluate_message(image, metrics, saliency_map, object_mask, options)
     return UnaryCall("Evaluate", request, lambda response: dict(response.scores))
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, TypeAlias, TypedDict, cast
+from typing import Literal, SupportsIndex, TypeAlias, TypedDict, cast
 
 import numpy as np
 from PIL import Image
 
 from camrt.errors import CamrtError, ClassIndexError, ImageError, InvalidInputError
-from camrt.preprocess import ImageLike, load_image
+from camrt.preprocess import Encoded, ImageLike, load_image
 from camrt.types import AnyArray, BoolArray, FloatArray, IntArray
 from camrt.v1 import explainer_pb2 as pb
 
@@ -27,6 +29,17 @@ ENCODINGS = {
 }
 _FLOATS = {np.dtype(np.float32): pb.DATA_TYPE_FLOAT32, np.dtype(np.float16): pb.DATA_TYPE_FLOAT16}
 _SPACES = {"original": pb.OUTPUT_SPACE_ORIGINAL, "input": pb.OUTPUT_SPACE_INPUT}
+_EVALUATE_OPTIONS = (
+    "class_indices",
+    "method",
+    "base_method",
+    "fusion",
+    "target_layers",
+    "channels",
+    "seed",
+    "model",
+    "version",
+)
 
 
 class ExplainOptions(TypedDict, total=False):
@@ -72,23 +85,50 @@ def explain_message(image: AnyImage, options: ExplainOptions) -> pb.ExplainReque
         ImageError: the image cannot be read, or is no image.
         InvalidInputError, ClassIndexError: options that cannot be sent.
     """
-    known = ExplainOptions.__annotations__
+    with _checked(options, ExplainOptions.__annotations__):
+        return _explain_message(image, options)
+
+
+def evaluate_message(
+    image: AnyImage,
+    metrics: Sequence[str],
+    saliency_map: FloatArray | None,
+    object_mask: BoolArray | None,
+    options: ExplainOptions,
+) -> pb.EvaluateRequest:
+    """A request of Evaluate.
+
+    Raises:
+        ImageError: the image cannot be read, or is no image.
+        InvalidInputError, ClassIndexError: options that cannot be sent, or are not those of Evaluate.
+    """
+    with _checked(options, _EVALUATE_OPTIONS):
+        return _evaluate_message(image, metrics, saliency_map, object_mask, options)
+
+
+@contextmanager
+def _checked(options: ExplainOptions, known: Collection[str]) -> Iterator[None]:
+    """Around the making of a message: refuses unknown options, and values that a message cannot hold.
+
+    Raises:
+        InvalidInputError: one of these.
+    """
     unknown = [name for name in options if name not in known]
     if unknown:
         raise InvalidInputError(f"Unknown option {', '.join(unknown)}.", f"The options are {', '.join(known)}.")
     try:
-        return _explain_message(image, options)
+        yield
     except CamrtError:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidInputError(f"An option cannot be sent: {error}.", "See ExplainOptions.") from error
 
 
 def _explain_message(image: AnyImage, options: ExplainOptions) -> pb.ExplainRequest:
     request = pb.ExplainRequest(
         model=pb.ModelReference(name=options.get("model", ""), version=options.get("version", "")),
-        image=image_message(image),
-        options=method_message(options),
+        image=_image_message(image),
+        options=_method_message(options),
         output=_output_message(options.get("output_size"), options.get("precision", "uint8")),
         return_probabilities=options.get("return_probabilities", False),
         return_layer_maps=options.get("return_layer_maps", False),
@@ -105,31 +145,66 @@ def _explain_message(image: AnyImage, options: ExplainOptions) -> pb.ExplainRequ
     return request
 
 
-def method_message(options: ExplainOptions) -> pb.ExplanationOptions:
+def _evaluate_message(
+    image: AnyImage,
+    metrics: Sequence[str],
+    saliency_map: FloatArray | None,
+    object_mask: BoolArray | None,
+    options: ExplainOptions,
+) -> pb.EvaluateRequest:
+    if isinstance(metrics, str) or not metrics:
+        raise InvalidInputError(f"Metrics are {metrics!r}.", "Give a list of names, at least one.")
+    request = pb.EvaluateRequest(
+        model=pb.ModelReference(name=options.get("model", ""), version=options.get("version", "")),
+        image=_image_message(image),
+        options=_method_message(options),
+        metrics=metrics,
+        seed=options.get("seed", 0),
+        saliency_map=None if saliency_map is None else _map_message(saliency_map),
+        object_mask=None if object_mask is None else _mask_message(object_mask),
+    )
+    item = options.get("class_indices")
+    if isinstance(item, str):
+        request.class_name = item
+    elif item is not None:
+        request.class_index = _index(item)
+    return request
+
+
+def _method_message(options: ExplainOptions) -> pb.ExplanationOptions:
     """The part of the options that says how maps are made."""
-    layers = options.get("target_layers") or ()
     return pb.ExplanationOptions(
         method=options.get("method", ""),
         base_method=options.get("base_method", ""),
         fusion=options.get("fusion", ""),
-        target_layers=[layers] if isinstance(layers, str) else layers,
+        target_layers=_layers(options.get("target_layers")),
         channels=options.get("channels", 0),
     )
 
 
-def image_message(image: AnyImage) -> pb.Image:
+def _layers(given: str | Sequence[str] | None) -> list[str]:
+    if given is None:
+        return []
+    layers = [given] if isinstance(given, str) else list(given)
+    if not layers:
+        raise InvalidInputError("target_layers is empty.", "Name some layers, or leave it out.")
+    return layers
+
+
+def _image_message(image: AnyImage) -> pb.Image:
     """An image as it travels: files and bytes as they are, pixels and tensors as arrays.
 
     Raises:
         ImageError: the file cannot be read, or the array is no image.
     """
-    if isinstance(image, bytes):
-        return pb.Image(encoded=image)
+    if isinstance(image, Encoded):
+        return pb.Image(encoded=bytes(image))
     if isinstance(image, str | os.PathLike):
         try:
             return pb.Image(encoded=Path(image).read_bytes())
-        except OSError as error:
-            raise ImageError(f"Cannot read {image}: {error.strerror or error}.", "Check the path.") from error
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ImageError(f"Cannot read {image}: {reason}.", "Check the path.") from error
     if isinstance(image, np.ndarray) and image.dtype.newbyteorder("=") in _FLOATS:
         return pb.Image(input=_tensor_message(image, _FLOATS[image.dtype.newbyteorder("=")]))
     if not isinstance(image, np.ndarray | Image.Image):
@@ -138,12 +213,12 @@ def image_message(image: AnyImage) -> pb.Image:
     return pb.Image(pixels=_tensor_message(pixels, pb.DATA_TYPE_UINT8))
 
 
-def map_message(saliency_map: FloatArray) -> pb.Tensor:
+def _map_message(saliency_map: FloatArray) -> pb.Tensor:
     """A saliency map (H, W)."""
     return _tensor_message(np.asarray(saliency_map, np.float32), pb.DATA_TYPE_FLOAT32)
 
 
-def mask_message(object_mask: BoolArray) -> pb.Tensor:
+def _mask_message(object_mask: BoolArray) -> pb.Tensor:
     """An object mask (H, W)."""
     return _tensor_message(np.asarray(object_mask).astype(bool).astype(np.uint8), pb.DATA_TYPE_UINT8)
 
@@ -169,10 +244,18 @@ def _output_message(size: OutputSize | None, precision: str) -> pb.OutputOptions
 
 def _select(selection: pb.ClassSelection, classes: Classes) -> None:
     """Writes the classes; the message keeps indices and names apart, so they are not mixed."""
-    items = [classes] if isinstance(classes, int | str | np.integer) else list(classes or ())
+    items = [classes] if isinstance(classes, str) or not isinstance(classes, Iterable) else list(classes)
     names = [item for item in items if isinstance(item, str)]
-    indices = [int(item) for item in items if not isinstance(item, str)]
+    indices = [_index(item) for item in items if not isinstance(item, str)]
     if (names and indices) or not items:
         raise ClassIndexError(f"The classes are {items!r}.", "Give indices or names, at least one, and not both.")
     selection.names.extend(names)
     selection.indices.extend(indices)
+
+
+def _index(item: object) -> int:
+    """A class index or rank; no number is rounded to one."""
+    try:
+        return operator.index(cast(SupportsIndex, item))
+    except TypeError as error:
+        raise ClassIndexError(f"{item!r} is no class.", "Give one index, one name, or -r for a rank.") from error

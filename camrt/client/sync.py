@@ -133,7 +133,8 @@ class ExplainerClient:
             metrics: names, see camrt.metrics.METRICS.
             saliency_map: (H, W) float32 in [0, 1] in the pixels of the model's input; None: one is made.
             object_mask: (H, W) bool in the same pixels, for metrics with ground truth.
-            **options: class_indices (one class), method, base_method, fusion, target_layers, seed, model, version.
+            **options: class_indices (one class), method, base_method, fusion, target_layers, channels, seed, model,
+                version: see ExplainOptions.
 
         Returns:
             Metric to score, NaN where a metric is undefined.

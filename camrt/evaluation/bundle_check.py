@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from camrt.bundle import Bundle, Manifest
+from camrt.bundle import Bundle, Manifest, TargetLayer
 from camrt.cam import REFINECAM, make_plan
+from camrt.evaluation.batch_check import check_batches
 from camrt.evaluation.check_row import CheckRow, difference
-from camrt.evaluation.finite_differences import check_gradients
+from camrt.evaluation.finite_differences import GRADIENT_TOLERANCE, check_gradients
+from camrt.evaluation.output_check import check_outputs, feeds
 from camrt.evaluation.second_order_check import check_second_order, has_second_order
 from camrt.explainer import Explainer
 from camrt.kernels import get_backend
@@ -21,7 +22,6 @@ from camrt.preprocess import random_inputs
 from camrt.runtime import open_model, open_session
 from camrt.types import AnyArray, FloatArray, IntArray, LayerOutputs, SessionOutputs
 
-OUTPUT_TOLERANCE = 1e-6
 MAP_TOLERANCE = 1e-4
 
 _SAME = 1e-6
@@ -53,13 +53,16 @@ def check_bundle(
 ) -> CheckReport:
     """Checks a bundle on random images, each with a random class.
 
-    - outputs: every original output against the source model's, max abs difference / max abs value, 1e-6.
+    - outputs: every original output against the source model's, max abs difference / max abs value, 1e-6; see
+      camrt.evaluation.output_check.
     - logits: finite.
     - gradients of each layer: <G, d> against (f(A + e d) - f(A - e d)) / 2 e, with f the graph from the layer's
       activations A to the explained logit and d random directions; 2e-2. Float32 and kinks (ReLU, max-pooling) bound
       the precision: the median over directions counts, and one of several steps e has to agree.
-    - dependence of each layer: with one class, gradients differ between images (unless finite differences confirm that
-      the graph is linear from the layer on), and saliency maps differ between images and classes.
+    - batches: several classes of one image, and several images, in one run; see camrt.evaluation.batch_check.
+    - dependence of each layer: with one class, gradients differ between images, unless the graph is linear from the
+      layer on. Finite differences confirm that; where they cannot be made, logits that follow the activations do. A
+      linear head of the manifest has to be confirmed. Saliency maps differ between images and classes.
     - second derivatives, where the bundle has them: see camrt.evaluation.second_order_check.
     - the map in the graph, where the bundle has one: what the native kernels make of the activations and gradients of
       the same run on the CPU provider, max abs difference, 1e-4; and the same layers degenerate.
@@ -85,10 +88,12 @@ def check_bundle(
     runs = [session.run(image[None], classes[:1], manifest.layer_names) for image in inputs]
     rows = [
         CheckRow("manifest", True, f"{len(manifest.target_layers)} layers, {manifest.num_classes} classes"),
-        _check_outputs(bundle, against, inputs),
+        check_outputs(bundle, against, inputs),
         _check_logits(runs),
     ]
     exact, class_index = manifest.precision == "fp32", int(classes[0])
+    explained = np.array([run.logits[0, class_index] for run in runs], np.float64)
+    rows += check_batches(session, inputs, classes, exact and provider == "cpu")
     for index, name in enumerate(manifest.layer_names):
         row_name, outputs = f"gradients of {name}", [run.layers[index] for run in runs]
         gradients_row = (
@@ -96,7 +101,7 @@ def check_bundle(
             if exact
             else CheckRow(row_name, None, f"finite differences drown in the rounding of {manifest.precision}")
         )
-        rows += [gradients_row, _check_dependence(name, [one.gradients for one in outputs], gradients_row, not exact)]
+        rows += [gradients_row, _check_dependence(manifest.layer(name), outputs, explained, gradients_row, exact)]
     if has_second_order(manifest):
         rows += check_second_order(session, inputs, class_index, rng) if exact else [_unchecked_second_order(manifest)]
     if manifest.saliency is not None:
@@ -118,34 +123,6 @@ def _check_explanations(explainer: Explainer, inputs: FloatArray, classes: IntAr
     return [*rows, _check_maps("saliency map", [explanation.saliency_map for explanation in explanations])]
 
 
-def _check_outputs(bundle: Bundle, against: str | os.PathLike[str] | None, inputs: FloatArray) -> CheckRow:
-    name = "original outputs"
-    if bundle.manifest.precision != "fp32":
-        return CheckRow(name, None, f"{bundle.manifest.precision}: give the fp32 bundle with --against")
-    if against is None:
-        return CheckRow(name, None, "no source model given: add --against MODEL")
-    manifest = bundle.manifest
-    source, rewritten = open_model(against), open_model(bundle.path)
-    missing = [output for output in manifest.outputs if output not in source.output_names]
-    if missing:
-        return CheckRow(name, False, f"{against} has no output {', '.join(missing)}: it is another model")
-    worst = 0.0
-    for image in inputs:
-        feeds = _feeds(manifest, image)
-        expected = source.run(feeds)
-        actual = rewritten.run({**feeds, manifest.class_index_input: np.array([-1], np.int64)})
-        worst = max(worst, *(difference(actual[output], expected[output]) for output in manifest.outputs))
-    same_file = hashlib.sha256(Path(against).read_bytes()).hexdigest() == manifest.source_sha256
-    detail = f"{len(inputs)} images" + ("" if same_file else "; the source file is not the one that was exported")
-    return CheckRow(name, worst <= OUTPUT_TOLERANCE, detail, worst, OUTPUT_TOLERANCE)
-
-
-def _feeds(manifest: Manifest, image: FloatArray) -> dict[str, AnyArray]:
-    """One image (C, H, W) as the graph takes it."""
-    tensor = image[None] if manifest.input_layout == "NCHW" else image[None].transpose(0, 2, 3, 1)
-    return {manifest.input_name: np.ascontiguousarray(tensor)}
-
-
 def _check_map_in_graph(bundle: Bundle, inputs: FloatArray, classes: IntArray) -> CheckRow:
     manifest, saliency = bundle.manifest, bundle.manifest.saliency
     assert saliency is not None
@@ -153,7 +130,7 @@ def _check_map_in_graph(bundle: Bundle, inputs: FloatArray, classes: IntArray) -
     model, kernels = open_model(bundle.path), get_backend("native")
     worst, same_flags = 0.0, True
     for image, class_index in zip(inputs, classes, strict=True):
-        found = model.run({**_feeds(manifest, image), manifest.class_index_input: np.array([class_index])})
+        found = model.run({**feeds(manifest, image), manifest.class_index_input: np.array([class_index])})
         arrays = [[found[name].astype(np.float32) for name in layer.arrays(1)] for layer in manifest.target_layers]
         outputs = [LayerOutputs(name, *pair) for name, pair in zip(manifest.layer_names, arrays, strict=True)]
         maps = plan.base.layer_maps(kernels, outputs)
@@ -176,18 +153,44 @@ def _check_logits(runs: list[SessionOutputs]) -> CheckRow:
 
 
 def _check_dependence(
-    name: str, gradients: list[FloatArray], gradients_row: CheckRow, rounded: bool = False
+    layer: TargetLayer, outputs: list[LayerOutputs], logits: AnyArray, gradients_row: CheckRow, exact: bool
 ) -> CheckRow:
-    row_name = f"gradients of {name} differ"
-    largest = max(difference(other, gradients[0]) for other in gradients[1:])
+    """Whether the gradients of one class depend on the image, or rightly do not.
+
+    Args:
+        layer: of the manifest.
+        outputs: an image each.
+        logits: (N,) of the class, float64.
+        gradients_row: what finite differences said.
+        exact: whether the bundle is float32.
+    """
+    row_name = f"gradients of {layer.name} differ"
+    first = outputs[0].gradients
+    largest = max(difference(other.gradients, first) for other in outputs[1:])
     if largest > _SAME:
-        return CheckRow(row_name, True, f"one class, {len(gradients)} images", largest)
-    linear = "the same for every image"
+        return CheckRow(row_name, True, f"one class, {len(outputs)} images", largest)
+    same = "the same for every image"
+    linear = f"{same}: linear from here on, as"
     if gradients_row.passed:
-        return CheckRow(row_name, True, f"{linear}: linear from here on, as finite differences confirm", largest)
-    if rounded:
-        return CheckRow(row_name, None, f"{linear}: the check of the fp32 bundle tells whether that is right", largest)
-    return CheckRow(row_name, False, f"{linear}, and finite differences do not confirm it", largest)
+        return CheckRow(row_name, True, f"{linear} finite differences confirm", largest)
+    if gradients_row.passed is False:
+        return CheckRow(row_name, False, f"{same}, and finite differences do not confirm it", largest)
+    if not exact:
+        return CheckRow(row_name, None, f"{same}: the check of the fp32 bundle tells whether that is right", largest)
+    if _follow(logits, outputs):
+        return CheckRow(row_name, True, f"{linear} logits that follow the activations confirm", largest)
+    if layer.linear_head:
+        detail = f"{same}, as behind a linear head, but the logits do not follow the activations"
+        return CheckRow(row_name, False, detail, largest)
+    return CheckRow(row_name, None, f"{same}; finite differences, which could confirm it, cannot be made", largest)
+
+
+def _follow(logits: AnyArray, outputs: list[LayerOutputs]) -> bool:
+    """Whether logit - <G, A> is one number for all images: what it is where the logit is linear in A."""
+    products = [one.gradients[0].astype(np.float64) * one.activations[0] for one in outputs]
+    rest = logits - [product.sum() for product in products]
+    rounding = 10 * np.finfo(np.float32).eps * max(np.abs(product).sum() for product in products)
+    return bool(np.ptp(rest) <= GRADIENT_TOLERANCE * np.ptp(logits) + rounding)
 
 
 def _check_maps(name: str, maps: list[FloatArray]) -> CheckRow:

@@ -6,16 +6,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from camrt.bundle import Manifest
-from camrt.cam import GRADIENT_METHODS, LAYER_CHOICES, REFINECAM, make_plan
+from camrt.cam import (
+    DEFAULT_BASE,
+    DEFAULT_FUSION,
+    DEFAULT_ORDER,
+    GRADIENT_METHODS,
+    LAYER_CHOICES,
+    REFINECAM,
+    make_plan,
+)
 from camrt.errors import InvalidInputError
 from camrt.evaluation.baselines import baseline
 from camrt.evaluation.config import EACH, NO_BASELINES, EvaluationConfig, ExplainerEntry
 from camrt.kernels.backend import FUSIONS
 
 DEFAULT_METHODS = (REFINECAM, "gradcam", "gradcam++", "layercam")
-DEFAULT_BASE, DEFAULT_FUSION = "gradcam++", "product"
 BENCHMARK_BASELINES = ("random", "ones", "half", "center")
-_ORDER = "normalize_twice"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +159,7 @@ def _single(manifest: Manifest, layers: Iterable[tuple[str, ...]]) -> list[str]:
 
 def _spec(manifest: Manifest, method: str, base: str, fusion: str, choice: tuple[str, ...]) -> ExplainerSpec:
     is_keyword = len(choice) == 1 and choice[0] in LAYER_CHOICES
-    plan = make_plan(manifest, method, base, fusion, choice[0] if is_keyword else list(choice), _ORDER)
+    plan = make_plan(manifest, method, base, fusion, choice[0] if is_keyword else list(choice), DEFAULT_ORDER)
     shown = choice[0] if is_keyword else "+".join(plan.layers)
     if plan.refines:
         return ExplainerSpec(method, plan.base.name, plan.fusion, plan.layers, shown)

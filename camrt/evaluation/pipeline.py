@@ -14,7 +14,7 @@ from camrt.evaluation.report import make_gallery, write_csv, write_html, write_m
 from camrt.evaluation.runner import NoProgress, Progress, run
 from camrt.evaluation.scores import read_scores
 from camrt.evaluation.session import EvaluationSession
-from camrt.evaluation.store import RunFolder
+from camrt.evaluation.store import TABLE_NAME, RunFolder
 
 HTML_NAME, CSV_NAME, MARKDOWN_NAME, PROBLEMS_NAME = "report.html", "summary.csv", "report.md", "problems.csv"
 
@@ -36,14 +36,19 @@ class EvaluationResult:
 
     def files(self) -> dict[str, Path]:
         """What the files are, to their paths."""
-        names = {
-            "report": HTML_NAME,
-            "markdown": MARKDOWN_NAME,
-            "summary": CSV_NAME,
-            "problems": PROBLEMS_NAME,
-            "measurements": "measurements.parquet",
-        }
-        return {kind: self.folder / name for kind, name in names.items()}
+        return output_files(self.folder)
+
+
+def output_files(folder: Path) -> dict[str, Path]:
+    """What a run in ``folder`` writes for its reader, to its paths."""
+    names = {
+        "report": HTML_NAME,
+        "markdown": MARKDOWN_NAME,
+        "summary": CSV_NAME,
+        "problems": PROBLEMS_NAME,
+        "measurements": TABLE_NAME,
+    }
+    return {kind: folder / name for kind, name in names.items()}
 
 
 def evaluate(

@@ -21,7 +21,7 @@ from camrt.datasets import Problem
 from camrt.errors import CamrtError
 from camrt.evaluation.optional import require
 
-TABLE_NAME = "measurements.parquet"
+TABLE_NAME, RUN_NAME = "measurements.parquet", "run.json"
 COLUMNS = {
     "item": "string",
     "group": "string",
@@ -42,7 +42,7 @@ COLUMNS = {
 """Columns and types. base_method and fusion are null but with refinecam, layers null for a baseline, correct null where
 the true class is unknown; a score is NaN where the metric is undefined. bundle is the SHA-256 of the bundle's file."""
 
-_RUN_NAME, _LOCK_NAME, _PARTS_NAME = "run.json", ".lock", "parts"
+_LOCK_NAME, _PARTS_NAME = ".lock", "parts"
 _PROBLEMS_KEY = b"camrt.problems"
 
 
@@ -142,7 +142,7 @@ class RunFolder:
         return found
 
     def _take_up(self, identity: dict[str, Any], fresh: bool) -> None:
-        path = self.path / _RUN_NAME
+        path = self.path / RUN_NAME
         if path.exists() and not fresh:
             try:
                 known = json.loads(path.read_text(encoding="utf-8"))

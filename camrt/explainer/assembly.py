@@ -9,6 +9,7 @@ import numpy as np
 
 from camrt.bundle import Manifest
 from camrt.cam import Plan
+from camrt.errors import InvalidInputError
 from camrt.explainer.clock import Clock
 from camrt.explainer.scoring import probabilities
 from camrt.explanation import Explanation
@@ -34,9 +35,32 @@ class MadeMaps:
     in_input_pixels: bool
 
 
+def check_logits(logits: FloatArray) -> None:
+    """Refuses logits (N, K) that mean nothing: finite inputs that overflow inside the model make such ones.
+
+    -inf is left alone where another class of the image is finite: a model rules classes out with it.
+
+    Raises:
+        InvalidInputError: NaN, inf, or an image without a finite logit.
+    """
+    if np.isfinite(logits).all():
+        return
+    bad = np.isnan(logits).any(axis=1) | ~np.isfinite(logits.max(axis=1))
+    if bad.any():
+        raise InvalidInputError(
+            f"The model's logits of image {int(np.argmax(bad))} are not finite.",
+            "Its values overflow inside the model: check the preprocessing, or the precision of the bundle.",
+        )
+
+
 def assembled(manifest: Manifest, plan: Plan, made: MadeMaps, clock: Clock) -> list[Explanation]:
-    """One explanation an explained class; the times of ``clock`` are shared out evenly."""
+    """One explanation an explained class; the times of ``clock`` are shared out evenly.
+
+    Raises:
+        InvalidInputError: as check_logits.
+    """
     chosen = made.outputs.class_indices
+    check_logits(made.outputs.logits)
     logits = np.broadcast_to(made.outputs.logits, (len(chosen), manifest.num_classes))
     chances = probabilities(logits, manifest)
     timings = clock.shared(len(chosen))

@@ -13,10 +13,17 @@ import numpy as np
 from PIL import Image
 
 from camrt.bundle import MAX_RANK
-from camrt.cam import REFINECAM, Perturbation, Plan, make_plan
+from camrt.cam import DEFAULT_BASE, DEFAULT_FUSION, DEFAULT_ORDER, REFINECAM, Perturbation, Plan, make_plan
 from camrt.cam.method import MapRequest
 from camrt.errors import ClassIndexError, InvalidInputError
-from camrt.explainer.arguments import as_list, checked_size, checked_tensor, chosen_preprocessing, image_numbers
+from camrt.explainer.arguments import (
+    as_list,
+    checked_size,
+    checked_tensor,
+    chosen_preprocessing,
+    image_numbers,
+    whole_number,
+)
 from camrt.explainer.assembly import MadeMaps, assembled
 from camrt.explainer.batch import BatchResult
 from camrt.explainer.checked_session import CheckedSession
@@ -62,6 +69,7 @@ class Explainer(Evaluator):
     Raises:
         InvalidModelError, BundleError: the bundle cannot be used.
         BackendUnavailableError: the provider or backend cannot be used here.
+        InvalidInputError: ``preprocess`` does not make the tensors that the bundle takes.
     """
 
     def __init__(
@@ -85,11 +93,11 @@ class Explainer(Evaluator):
         inputs: FloatArray,
         class_indices: ClassLike | Sequence[ClassLike] | IntArray | None = None,
         method: str = REFINECAM,
-        base_method: str = "gradcam++",
-        fusion: str = "product",
+        base_method: str = DEFAULT_BASE,
+        fusion: str = DEFAULT_FUSION,
         target_layers: str | Sequence[str] | None = None,
         output_size: tuple[int, int] | None = None,
-        order: str = "normalize_twice",
+        order: str = DEFAULT_ORDER,
         perturbation: Perturbation | None = None,
     ) -> list[Explanation]:
         """Explains preprocessed images.
@@ -126,11 +134,11 @@ class Explainer(Evaluator):
         images: ImageLike | Sequence[ImageLike],
         class_indices: ClassLike | Sequence[ClassLike] | IntArray | None = None,
         method: str = REFINECAM,
-        base_method: str = "gradcam++",
-        fusion: str = "product",
+        base_method: str = DEFAULT_BASE,
+        fusion: str = DEFAULT_FUSION,
         target_layers: str | Sequence[str] | None = None,
         output_size: OutputSize = "original",
-        order: str = "normalize_twice",
+        order: str = DEFAULT_ORDER,
         top_k: int = 1,
         batch_size: int = 8,
         perturbation: Perturbation | None = None,
@@ -158,8 +166,9 @@ class Explainer(Evaluator):
             ImageError: an image cannot be read.
             InvalidInputError: the bundle does not say how images are preprocessed, or as in explain.
         """
-        if output_size not in ("original", "input"):
+        if not (isinstance(output_size, str) and output_size in ("original", "input")):
             output_size = checked_size(output_size)
+        top_k, batch_size = whole_number(top_k, "top_k"), whole_number(batch_size, "batch_size")
         if batch_size < 1:
             raise InvalidInputError(f"batch_size is {batch_size}.", "Give 1 or more.")
         plan = make_plan(self.manifest, method, base_method, fusion, target_layers, order, perturbation)
@@ -198,7 +207,7 @@ class Explainer(Evaluator):
         """Class indices (M,) int64 of what callers write: None, one index or name, or several.
 
         Raises:
-            ClassIndexError: an unknown name, or something that is not a class.
+            ClassIndexError: an unknown name, something that is not a class, or no class at all for ``batch`` images.
         """
         if classes is None:
             return np.full(batch, PREDICTED, np.int64)
@@ -206,7 +215,10 @@ class Explainer(Evaluator):
             return np.full(batch, self.manifest.class_index(classes), np.int64)
         if not isinstance(classes, Iterable) or (isinstance(classes, np.ndarray) and classes.ndim != 1):
             raise ClassIndexError(f"{classes!r} is no class, and no list of classes.", "Give indices, names or ranks.")
-        return np.asarray([self.manifest.class_index(item) for item in classes], np.int64)
+        found = [self.manifest.class_index(item) for item in classes]
+        if batch and not found:
+            raise ClassIndexError("class_indices is empty.", "Name a class, or leave it out for the predicted one.")
+        return np.asarray(found, np.int64)
 
     def _ranks(self, class_indices: object, top_k: int) -> IntArray:
         if class_indices is not None:

@@ -26,12 +26,19 @@ class Atom:
         size: how many; BATCH for N.
         stride: rows or columns that one step of it takes.
         grid: of tokens, (h, w).
+        shift: of rows or columns, how many were put in front of the first one, or less than zero: taken away.
     """
 
     symbol: Symbol
     size: int
     stride: int = 1
     grid: tuple[int, int] = (0, 0)
+    shift: int = 0
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the meaning is known, and positions are where they seem to be."""
+        return self.symbol != "?" and self.shift == 0
 
     @property
     def prefix(self) -> int:
@@ -74,6 +81,7 @@ def merged(axis: Axis) -> Axis:
             and last.symbol == atom.symbol
             and atom.symbol in ("H", "W")
             and last.stride == atom.size * atom.stride
+            and last.shift == atom.shift == 0
         ):
             merged[-1] = replace(last, size=last.size * atom.size, stride=atom.stride)
         elif atom.size != 1 or atom.symbol in ("H", "W", "C"):
@@ -129,6 +137,19 @@ def resized(axes: Axes, shape: Sequence[int]) -> Axes:
     )
 
 
+def swept(axis: Axis, size: int, window: int) -> Axis:
+    """The axis of ``size`` places at which windows of ``window`` elements lie, in the order of ``axis``.
+
+    Rows and columns stay what they are. A window that is longer than a shift makes up for it: a padding in front and a
+    convolution that reads it are a convolution with padding.
+    """
+    if len(axis) == 1 and axis[0].symbol in ("H", "W"):
+        return (replace(axis[0], size=size, shift=0 if abs(axis[0].shift) < window else axis[0].shift),)
+    if axis_size(axis) == size:
+        return axis
+    return (Atom("C" if is_channels(axis) and axis else "?", size),)
+
+
 def is_channels(axis: Axis) -> bool:
     """Whether an axis holds channels only; one of length 1 without atoms does."""
     return all(atom.symbol == "C" for atom in axis)
@@ -136,6 +157,8 @@ def is_channels(axis: Axis) -> bool:
 
 def token_grid(axis: Axis) -> tuple[int, int] | None:
     """(h, w) of an axis that runs over rows and, inside them, over columns."""
+    if not all(atom.is_clear for atom in axis):
+        return None
     if [atom.symbol for atom in axis] == ["H", "W"]:
         return axis[0].size, axis[1].size
     return axis[0].grid if len(axis) == 1 and axis[0].symbol == "T" else None

@@ -12,6 +12,7 @@ from camrt.exporter.batch_axis import find_batch_axes
 from camrt.exporter.graph_walk import path_nodes, values_between
 from camrt.exporter.op_builder import OpBuilder
 from camrt.exporter.vjp import MULTI_OUTPUT_RULES, VJP_RULES, has_rule
+from camrt.exporter.vjp.infinities import infinite_cotangents
 from camrt.exporter.vjp.registry import operand, unsupported
 
 
@@ -42,11 +43,13 @@ def append_backward(
     op.batch_axes, op.cotangent = find_batch_axes(graph), logits_cotangent
     patterns = find_activation_patterns(nodes, targets.values())
     inner = {node for pattern in patterns.values() for node in pattern.inner}
+    lowering, infinite = op.lowering, infinite_cotangents(nodes)
     gradients: dict[ir.Value, ir.Value] = {logits: logits_cotangent}
     for node in reversed(nodes):
         if node in inner:
             continue
         op.dtype = node.outputs[0].dtype or op.dtype
+        op.lowering = lowering and infinite.isdisjoint(node.outputs)
         cotangents = [gradients.get(output) for output in node.outputs]
         pattern = patterns.get(node)
         inputs: Sequence[ir.Value | None] = node.inputs if pattern is None else [pattern.x]
@@ -60,6 +63,7 @@ def append_backward(
             if gradient is None:
                 raise _unsupported(graph, node, logits, targets, f"its input {value.name!r} depends on the image")
             gradients[value] = _sum(op, gradients[value], gradient) if value in gradients else gradient
+    op.lowering = lowering
     return {name: gradients[value] for name, value in targets.items()}
 
 

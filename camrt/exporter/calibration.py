@@ -48,7 +48,7 @@ def calibration_inputs(
         preprocessing: the bundle's.
 
     Raises:
-        InvalidInputError: none given for int8, or of another shape.
+        InvalidInputError: none given for int8, of another shape, or not of finite numbers.
         ImageError: a picture cannot be read.
     """
     if calibration is None:
@@ -60,7 +60,17 @@ def calibration_inputs(
         return random_inputs(input_shape, preprocessing, _RANDOM_IMAGES, np.random.default_rng(0))
     if isinstance(calibration, str | os.PathLike):
         return folder_inputs(calibration, preprocessing, _MOST_IMAGES[precision])
-    images = np.asarray(calibration, np.float32)
+    try:
+        images = np.asarray(calibration, np.float32)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"The calibration inputs are no array of numbers: {error}.",
+            f"Give an array (N, {', '.join(map(str, input_shape))}).",
+        ) from error
+    if not np.isfinite(images).all():
+        raise InvalidInputError(
+            "The calibration inputs hold values that are not finite.", "Give inputs like those of the deployment."
+        )
     if images.ndim != 4 or images.shape[1:] != input_shape or not len(images):
         raise InvalidInputError(
             f"The calibration inputs have the shape {images.shape}.",

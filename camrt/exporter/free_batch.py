@@ -20,6 +20,7 @@ from camrt.exporter.infer_shapes import InferShapesPass
 from camrt.exporter.op_builder import PREFIX, add_constant
 from camrt.exporter.regrouping import constant_numbers, cuts_axis, regrouped_axis
 from camrt.exporter.shape_folding import evaluated_shapes
+from camrt.exporter.shapes import BATCH_NAME
 from camrt.exporter.vjp.registry import int_attribute, ints_attribute
 from camrt.types import AnyArray
 
@@ -49,7 +50,7 @@ class FreeBatchPass(InPlacePass):
         for node in list(model.graph):
             walk.step(node)
         walk.check_outputs()
-        image.shape = ir.Shape(["N", *list(image.shape)[1:]])
+        image.shape = ir.Shape([BATCH_NAME, *list(image.shape)[1:]])
         InferShapesPass()(model)
         return PassResult(model, True)
 
@@ -223,9 +224,12 @@ class _Walk:
 
     def _first_row(self, node: ir.Node, value: ir.Value, axis: int) -> ir.Value:
         """Of a constant with equal rows along ``axis``, the first; refuses others."""
-        shape = self._shape(value)
+        shape, producer = self._shape(value), value.producer()
         if shape is not None and shape[axis] == 1:
             return value
+        if shape is not None and producer is not None and self._repeats(producer, axis - len(shape)):
+            dims = np.asarray([1 if position == axis else length for position, length in enumerate(shape)], np.int64)
+            return self._before(node, "Expand", [producer.inputs[0], self._constant(dims)], {})
         if value.const_value is None:
             self._refuse(node)
         array = value.const_value.numpy()
@@ -233,6 +237,11 @@ class _Walk:
         if not np.array_equal(array, np.broadcast_to(first, array.shape)):
             self._refuse(node)
         return self._constant(first)
+
+    def _repeats(self, node: ir.Node, axis: int) -> bool:
+        """Whether a node makes all rows along ``axis``, counted from the last one back, out of one."""
+        source = None if node.op_type != "Expand" or node.inputs[0] is None else self._shape(node.inputs[0])
+        return source is not None and (len(source) < -axis or source[axis] == 1)
 
     def _shape(self, value: ir.Value) -> tuple[int, ...] | None:
         """The shape at the batch of the file, if it is known in full."""
@@ -245,7 +254,9 @@ class _Walk:
         self._count += 1
         return add_constant(self._graph, array, f"{PREFIX}/batch_constant_{self._count}")
 
-    def _before(self, node: ir.Node, op_type: str, inputs: Sequence[ir.Value], attributes: dict[str, int]) -> ir.Value:
+    def _before(
+        self, node: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], attributes: dict[str, int]
+    ) -> ir.Value:
         """A new node in front of ``node``."""
         self._count += 1
         added = ir.node(op_type, inputs, attributes, name=f"{PREFIX}/batch_{op_type}_{self._count}")

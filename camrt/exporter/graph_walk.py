@@ -5,22 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import onnx_ir as ir
-from onnx_ir.traversal import RecursiveGraphIterator
 
 from camrt.exporter.shapes import carries_gradient, is_float
 
 
+def inner_graphs(node: ir.Node) -> tuple[ir.Graph, ...]:
+    """The graphs inside ``node`` (branches, loop bodies), and those inside them."""
+    own: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            own.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            own.extend(attribute.as_graphs())
+    return tuple(inner for graph in own for inner in (graph, *(g for item in graph for g in inner_graphs(item))))
+
+
 def consumed_values(node: ir.Node) -> tuple[ir.Value, ...]:
     """What ``node`` reads: its inputs, and what the graphs inside it (branches, loop bodies) take from outside."""
-    inner = [attribute for attribute in node.attributes.values() if attribute.type == ir.AttributeType.GRAPH]
     captured = (
         value
-        for attribute in inner
-        for item in RecursiveGraphIterator(attribute.as_graph())
-        for value in item.inputs
-        if value is not None and value.graph is node.graph
+        for graph in inner_graphs(node)
+        for value in (*(source for item in graph for source in item.inputs), *graph.outputs)
+        if value is not None and _home(value) is node.graph
     )
-    return (*(value for value in node.inputs if value is not None), *(captured if inner else ()))
+    return (*(value for value in node.inputs if value is not None), *captured)
+
+
+def _home(value: ir.Value) -> ir.Graph | ir.Function | None:
+    """The graph that a value is made in; another one may return it."""
+    producer = value.producer()
+    return value.graph if producer is None else producer.graph
 
 
 def values_between(graph: ir.Graph, starts: Iterable[ir.Value], end: ir.Value) -> frozenset[ir.Value]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,20 @@ _HEADS: dict[str, Head] = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "S
 _COLOURS = (1, 3, 4)
 _PASS_THROUGH = frozenset(
     {"Identity", "Flatten", "Reshape", "Squeeze", "Cast", "Dropout", "QuantizeLinear", "DequantizeLinear"}
+)
+
+
+_CHANNELS_FIRST = frozenset(
+    {
+        *("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LRN"),
+        *("BatchNormalization", "InstanceNormalization", "GroupNormalization", "DepthToSpace", "SpaceToDepth"),
+    }
+)
+_KEEPS_AXES = frozenset(
+    {
+        *("Identity", "Cast", "Dropout", "QuantizeLinear", "DequantizeLinear", "Clip", "Pad", "Relu", "Tanh"),
+        *("Add", "Sub", "Mul", "Div", "Neg", "Pow", "Sqrt", "Sigmoid"),
+    }
 )
 
 
@@ -63,17 +78,61 @@ def find_image_input(graph: ir.Graph) -> ir.Value:
 def image_layout(image: ir.Value) -> Literal["NCHW", "NHWC"]:
     """How the model takes its image.
 
-    NHWC where only the last axis can hold colours (1, 3 or 4 of them), or where both can and everything that reads the
-    image moves the last axis to the second place.
+    1. One of the second and the last axis can hold colours (1, 3 or 4 of them): it does.
+    2. Both can: NHWC where everything that reads the image moves the last axis to the second place, else NCHW.
+    3. Neither can: what the nodes that read the image take it for.
+
+    Raises:
+        UnsupportedModelError: those of case 3 do not say, or contradict each other.
     """
     assert image.shape is not None
-    if image.shape[3] not in _COLOURS:
+    first, last = image.shape[1] in _COLOURS, image.shape[3] in _COLOURS
+    if first != last:
+        return "NCHW" if first else "NHWC"
+    readings = set(_readings(image))
+    if len(readings) == 1 and "?" not in readings:
+        return "NCHW" if "NCHW" in readings else "NHWC"
+    if first:
         return "NCHW"
-    if image.shape[1] not in _COLOURS:
-        return "NHWC"
-    readers = [node for node, _ in image.uses()]
-    moved = [node.op_type == "Transpose" and ints_attribute(node, "perm", ()) == (0, 3, 1, 2) for node in readers]
-    return "NHWC" if moved and all(moved) else "NCHW"
+    raise UnsupportedModelError(
+        f"Which axis of the input {image.name!r} {image.shape} holds the channels cannot be told.",
+        "Begin the model with a Conv, for channels first, or with Transpose(0, 3, 1, 2), for channels last.",
+    )
+
+
+def _readings(value: ir.Value) -> Iterator[Literal["NCHW", "NHWC", "?"]]:
+    """What each node that reads an image takes it for; through nodes that keep its axes."""
+    for node, _ in value.uses():
+        permutation = tuple(ints_attribute(node, "perm", ()))
+        if node.op_type in _CHANNELS_FIRST or (node.op_type == "Transpose" and permutation == (0, 2, 3, 1)):
+            yield "NCHW"
+        elif node.op_type == "Transpose" and permutation == (0, 3, 1, 2):
+            yield "NHWC"
+        elif node.op_type in _KEEPS_AXES:
+            yield from _readings(node.outputs[0])
+        elif node.op_type != "Shape":
+            yield "?"
+
+
+def convolved_channels(image: ir.Value) -> int:
+    """The channels that the first Conv behind ``image`` reads, for an input that leaves them open.
+
+    Raises:
+        UnsupportedModelError: there is no Conv with a constant kernel.
+    """
+    waiting, seen = [image], {image}
+    while waiting:
+        for node, index in waiting.pop(0).uses():
+            kernel = node.inputs[1] if len(node.inputs) > 1 else None
+            if node.op_type == "Conv" and index == 0 and kernel is not None and kernel.const_value is not None:
+                return int(kernel.const_value.shape.numpy()[1]) * int_attribute(node, "group", 1)
+            if node.op_type in _KEEPS_AXES or node.op_type == "Transpose":
+                waiting += [output for output in node.outputs if output not in seen]
+                seen.update(node.outputs)
+    raise UnsupportedModelError(
+        f"The input {image.name!r} {image.shape} leaves the number of channels open.",
+        "Export the source model with a fixed number of channels.",
+    )
 
 
 def find_head(graph: ir.Graph, output_name: str | None = None) -> ClassifierHead:
@@ -92,10 +151,24 @@ def find_head(graph: ir.Graph, output_name: str | None = None) -> ClassifierHead
         logits, kind = _strip_head(output)
         return ClassifierHead(logits, output, kind)
     described = ", ".join(f"{value.name} {value.shape}" for value in graph.outputs)
+    if not outputs:
+        raise UnsupportedModelError(
+            f"The model has no output called {output_name!r}; its outputs are: {described}.",
+            "Name one of them with logits=..., or leave it out.",
+        )
     raise UnsupportedModelError(
-        f"The model has no class output of shape (N, K); its outputs are: {described}.",
+        f"The model has no class output of shape (N, K); its outputs are: {described}.{_untyped(graph)}",
         "Name the class output with logits=..., or export a model that ends in one number a class.",
     )
+
+
+def _untyped(graph: ir.Graph) -> str:
+    """A sentence about the first node that inference gave up on; nothing where there is none."""
+    unknown = (node for node in graph if any(value.shape is None or value.dtype is None for value in node.outputs))
+    node = next(unknown, None)
+    if node is None:
+        return ""
+    return f" Inference finds no type or shape for {node.outputs[0].name!r}, what the operator {node.op_type} makes."
 
 
 def _has_no_positions(value: ir.Value) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from camrt.bundle import Layout
-from camrt.errors import LayerNotFoundError, UnsupportedModelError
+from camrt.errors import InvalidInputError, LayerNotFoundError, UnsupportedModelError
 from camrt.exporter.axis_rules import find_axes
 from camrt.exporter.graph_walk import cut_values, path_nodes, values_between
 from camrt.exporter.head import image_layout
@@ -100,10 +100,11 @@ class LayerFinder:
             target_layers: "auto", or names, module paths, value names or glob patterns of them.
 
         Raises:
+            InvalidInputError: neither a string nor strings.
             LayerNotFoundError: a name or pattern matches nothing; lists the candidates.
             UnsupportedModelError: "auto" finds no stage, or a named value has no positions or no known layout.
         """
-        if target_layers == "auto":
+        if isinstance(target_layers, str) and target_layers == "auto":
             if not self._stages.picked:
                 raise UnsupportedModelError(
                     "No stage of the network keeps a spatial resolution for a block.",
@@ -111,10 +112,7 @@ class LayerFinder:
                 )
             chosen = {self._name(value): value for value in self._stages.picked}
         else:
-            wanted = [target_layers] if isinstance(target_layers, str) else list(target_layers)
-            if not wanted:
-                raise LayerNotFoundError("target_layers is empty.", f"Candidates: {self._candidate_names()}.")
-            chosen = dict(pair for name in wanted for pair in self._resolve(name))
+            chosen = dict(pair for name in self._wanted(target_layers) for pair in self._resolve(name))
         for name, value in chosen.items():
             self._check(name, value)
         return dict(sorted(chosen.items(), key=lambda item: self._coarseness(item[1])))
@@ -123,14 +121,27 @@ class LayerFinder:
         """How the graph keeps ``value``, one of those that ``select`` returned."""
         return self._places[value]
 
+    def _wanted(self, target_layers: str | Sequence[str]) -> list[str]:
+        """The names and patterns that a caller gave, one at least."""
+        if isinstance(target_layers, str) or not isinstance(target_layers, Iterable):
+            target_layers = [target_layers]
+        wanted = list(target_layers)
+        if not all(isinstance(name, str) for name in wanted):
+            raise InvalidInputError(
+                f"target_layers is {target_layers!r}.", f"Give names; candidates: {self._candidate_names()}."
+            )
+        if not wanted:
+            raise LayerNotFoundError("target_layers is empty.", f"Candidates: {self._candidate_names()}.")
+        return wanted
+
     def _resolve(self, name: str) -> list[tuple[str, ir.Value]]:
         """The (name, value) pairs that one name or pattern stands for."""
         if name in self._modules:
             return [(name, self._modules[name])]
-        by_value = {value.name: value for value in self._order}
+        by_value = {value.name: value for value in self._order if value.name}
         if name in by_value:
             return [(name, by_value[name])]
-        by_node = {node.name: node.outputs[0] for node in self._nodes}
+        by_node = {node.name: node.outputs[0] for node in self._nodes if node.name}
         if name in by_node:
             return [(name, by_node[name])]
         stage_values = self._stages.values

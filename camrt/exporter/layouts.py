@@ -74,6 +74,8 @@ def placement(axes: Axes) -> Placement | None:
 
 def _kind(axis: Axis) -> str:
     """H, W, HW (tokens), C, or nothing of these."""
+    if not all(atom.is_clear for atom in axis):
+        return "?"
     symbols = [atom.symbol for atom in axis]
     if symbols in (["H"], ["W"]):
         return symbols[0]

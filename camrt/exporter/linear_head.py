@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from camrt.errors import UnsupportedOpError
 from camrt.exporter.shapes import is_float, is_known, nominal_shape
 from camrt.exporter.vjp.reduction import reduced_axes
+from camrt.exporter.vjp.window import Window
 
 _PASS_THROUGH = frozenset({"Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Cast", "Dropout"})
 _KEEPS_CHANNELS = frozenset({"Identity", "Cast", "Dropout", "Transpose"})
@@ -64,4 +66,9 @@ def _averages_positions(node: ir.Node) -> bool:
         return False
     if node.op_type == "GlobalAveragePool":
         return True
-    return node.op_type == "ReduceMean" and len(reduced_axes(node)) == len(nominal_shape(source)) - 2
+    try:
+        if node.op_type == "AveragePool":
+            return is_known(node.outputs[0]) and Window.of(node).is_whole
+        return node.op_type == "ReduceMean" and len(reduced_axes(node)) == len(nominal_shape(source)) - 2
+    except UnsupportedOpError:
+        return False

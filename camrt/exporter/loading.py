@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
+import onnx.inliner
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from camrt.errors import InvalidModelError, UnsupportedModelError
+from camrt.exporter.old_resizing import LAST_OPSET, keep_coordinates
 from camrt.exporter.sparse import densify
 
 MIN_OPSET, MAX_OPSET = 17, 21
@@ -46,7 +48,7 @@ def load_model(path: Path) -> ir.Model:
         densify(proto.graph)
         for tensor in proto.graph.initializer:
             onnx.numpy_helper.to_array(tensor)
-        return ir.from_proto(_converted(proto, path))
+        return ir.from_proto(_converted(_inlined(proto, path), path))
     except (ValueError, TypeError, KeyError, ir.serde.SerdeError) as error:
         raise InvalidModelError(f"The graph in {path} is inconsistent: {error}.", "Export the model again.") from error
 
@@ -77,9 +79,32 @@ def _check_references(graph: onnx.GraphProto) -> None:
             raise ValueError(f"an attribute of node {node.name!r} has no type")
 
 
+def _inlined(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """The model without local functions, where they or the model are of an opset that has to be converted.
+
+    The converter drops functions. Where nothing is converted they stay for a later pass.
+    """
+    opset = _opset(proto)
+    alike = all(_opset(function) == opset for function in proto.functions)
+    if not proto.functions or (alike and MIN_OPSET <= opset <= MAX_OPSET):
+        return proto
+    try:
+        typed = proto if alike else onnx.shape_inference.infer_shapes(proto)  # a function's converter asks for types
+        return onnx.inliner.inline_local_functions(typed, convert_version=not alike)
+    except _CONVERSION_ERRORS as error:
+        raise UnsupportedModelError(
+            f"{path} has functions that cannot be put in place at opset {opset}: {error}.",
+            f"Export the model again, model and functions with one opset from {MIN_OPSET} to {MAX_OPSET}.",
+        ) from error
+
+
+def _opset(proto: onnx.ModelProto | onnx.FunctionProto) -> int:
+    return next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
 def _converted(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     """The model itself where its opset is in range, else converted to the nearest one."""
-    opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    opset = _opset(proto)
     if MIN_OPSET <= opset <= MAX_OPSET:
         return proto
     target = MIN_OPSET if opset < MIN_OPSET else MAX_OPSET
@@ -90,7 +115,10 @@ def _converted(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     # Files of IR version 3 may list their weights as inputs or not; the converter demands that they do.
     proto.ir_version = max(proto.ir_version, MIN_IR_VERSION)
     try:
-        return onnx.version_converter.convert_version(proto, target)
+        converted = onnx.version_converter.convert_version(proto, target)
+        if opset <= LAST_OPSET:
+            keep_coordinates(converted.graph)
+        return converted
     except _CONVERSION_ERRORS as error:
         raise UnsupportedModelError(
             f"{path} cannot be converted from opset {opset} to {target}: {error}.",

@@ -28,7 +28,7 @@ _TO_THE_START = np.iinfo(np.int64).min
 
 
 @dataclass(frozen=True, slots=True)
-class Axis:
+class WindowAxis:
     """One spatial axis of a convolution or a pooling window.
 
     Attributes:
@@ -54,7 +54,7 @@ class _Phase:
     end: int
 
     @classmethod
-    def of(cls, axis: Axis, t: int) -> _Phase:
+    def of(cls, axis: WindowAxis, t: int) -> _Phase:
         shift, first = divmod(t + axis.begin, axis.stride)
         taps = max(0, -(-(axis.kernel - first) // axis.stride))
         length = -(-axis.size // axis.stride)
@@ -69,7 +69,7 @@ def conv_input_gradient(
     cotangent: ir.Value,
     weight: ir.Value,
     shape: tuple[int, int, int, int],
-    axes: tuple[Axis, Axis],
+    axes: tuple[WindowAxis, WindowAxis],
     group: int,
 ) -> ir.Value:
     """The gradient of a 2-D convolution's input.
@@ -97,7 +97,7 @@ def conv_input_gradient(
     return _transposed(op, cotangent, weight, axes, group)
 
 
-def _transpose_is_faster(shape: tuple[int, int, int, int], axes: tuple[Axis, Axis], group: int) -> bool:
+def _transpose_is_faster(shape: tuple[int, int, int, int], axes: tuple[WindowAxis, WindowAxis], group: int) -> bool:
     """Two forms that ConvTranspose wins (benchmarks/bench_lowering.py).
 
     Groups of few channels, which Conv takes by its slow path, but not one channel each; and 1x1 with strides and few
@@ -144,7 +144,7 @@ def fit(
     return op("Slice", value, op.ints(starts), op.ints(ends), op.ints([2, 3]))
 
 
-def _complement(axes: tuple[Axis, Axis]) -> list[int] | None:
+def _complement(axes: tuple[WindowAxis, WindowAxis]) -> list[int] | None:
     """Pads of case 1: all begins, then all ends; None where one would be negative."""
     begins = [axis.dilation * (axis.kernel - 1) - axis.begin for axis in axes]
     ends = [axis.size - axis.output + axis.begin for axis in axes]
@@ -163,7 +163,9 @@ def _swap_channels(op: OpBuilder, weight: ir.Value, shape: tuple[int, int, int, 
     return op("Reshape", turned, op.ints([group * c_in_group, c_out // group, kh, kw]))
 
 
-def _stride_one(op: OpBuilder, cotangent: ir.Value, swapped: ir.Value, axes: tuple[Axis, Axis], group: int) -> ir.Value:
+def _stride_one(
+    op: OpBuilder, cotangent: ir.Value, swapped: ir.Value, axes: tuple[WindowAxis, WindowAxis], group: int
+) -> ir.Value:
     """Case 1."""
     kernel = [axis.kernel for axis in axes]
     whole = (_Phase(0, kernel[0], 0, 0), _Phase(0, kernel[1], 0, 0))
@@ -188,7 +190,7 @@ def _phased(
     cotangent: ir.Value,
     swapped: ir.Value,
     c_in: int,
-    axes: tuple[Axis, Axis],
+    axes: tuple[WindowAxis, WindowAxis],
     phases: list[list[_Phase]],
     group: int,
 ) -> ir.Value:
@@ -272,7 +274,9 @@ def tiled_max_gradient(
     return op("Mul", enlarge(op, cotangent, kernel), op.cast(op("Equal", enlarge(op, first, kernel), rank)))
 
 
-def _transposed(op: OpBuilder, cotangent: ir.Value, weight: ir.Value, axes: tuple[Axis, Axis], group: int) -> ir.Value:
+def _transposed(
+    op: OpBuilder, cotangent: ir.Value, weight: ir.Value, axes: tuple[WindowAxis, WindowAxis], group: int
+) -> ir.Value:
     """Case 3. ConvTranspose covers [-begin, length - begin); its own paddings cut that to the input where they can.
 
     They must not be negative, nor as wide as the kernel; an output padding must be less than the stride.

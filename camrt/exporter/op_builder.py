@@ -99,10 +99,6 @@ class OpBuilder:
         """An int64 vector constant."""
         return self.constant(np.asarray(numbers, np.int64))
 
-    def floats(self, numbers: Sequence[float]) -> ir.Value:
-        """A vector constant of the model's element type."""
-        return self.constant(np.asarray(numbers, self.dtype.numpy()))
-
     def constant_int(self, number: int) -> ir.Value:
         """A rank-0 int64 constant."""
         return self.constant(np.asarray(number, np.int64))

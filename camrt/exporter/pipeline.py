@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InvariantError
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from camrt.bundle import MANIFEST_KEY, Bundle, Manifest, Precision, SaliencyOutput, TargetLayer, file_sha256
+from camrt.bundle import MANIFEST_KEY, Bundle, Manifest, Precision, SaliencyOutput, TargetLayer
 from camrt.errors import CamrtError, InvalidInputError, InvalidModelError
 from camrt.exporter.arguments import check_class_names, checked_emit, checked_preprocessing, nominal_size
 from camrt.exporter.backward import append_backward
@@ -38,6 +38,7 @@ from camrt.exporter.passes import normalize
 from camrt.exporter.second_order import append_second_order
 from camrt.exporter.shapes import nominal_shape
 from camrt.exporter.source import TorchModule, source_file
+from camrt.exporter.source_files import check_destination, source_sha256
 from camrt.exporter.writing import write_model
 from camrt.preprocess import Preprocessing
 from camrt.types import FloatArray
@@ -91,7 +92,8 @@ def export(
     Raises:
         InvalidModelError, UnsupportedModelError, UnsupportedOpError: the model cannot be read or rewritten.
         LayerNotFoundError: a target layer does not exist.
-        InvalidInputError: arguments that contradict each other or the model.
+        InvalidInputError: arguments that contradict each other or the model, or a ``bundle_path`` that is the source
+            model or its external data.
     """
     destination, size = Path(bundle_path), nominal_size(preprocess, image_size)
     saliency = checked_emit(emit, base_method, fusion, order)
@@ -117,10 +119,16 @@ def export(
         from camrt.exporter.rounding import export_rounded  # imports the engine
 
         with source_file(model, size) as source:
+            check_destination(destination, source)
             return export_rounded(exported, source, destination, precision, calibration)
+    if calibration is not None:
+        raise InvalidInputError(
+            "Calibration data has no effect at precision 'fp32'.", "Leave it out, or ask for 'int8' or 'fp16'."
+        )
     with source_file(model, size) as source, _inconsistent_graphs_refused(source):
+        check_destination(destination, source)
         prepared = _prepare(source, size, logits)
-        digest = file_sha256(source)
+        digest = source_sha256(source)
         input_layout = image_layout(prepared.image)
         input_shape = _upright_shape(prepared.image, input_layout)
         preprocessing = checked_preprocessing(preprocess, input_shape)
@@ -168,8 +176,9 @@ def list_layers(
         logits: as in ``export``.
         inside_blocks: adds every other value that can be named as a target layer.
     """
-    with source_file(model, image_size) as source, _inconsistent_graphs_refused(source):
-        return _prepare(source, image_size, logits).finder.candidates(inside_blocks)
+    size = nominal_size(None, image_size)
+    with source_file(model, size) as source, _inconsistent_graphs_refused(source):
+        return _prepare(source, size, logits).finder.candidates(inside_blocks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from camrt.bundle import HALF_OUTPUT_SUFFIX, Manifest
 from camrt.errors import UnsupportedModelError
+from camrt.exporter.graph_walk import inner_graphs
 from camrt.exporter.op_builder import add_constant
 from camrt.types import AnyArray
 
@@ -89,7 +90,7 @@ def check_can_be_halved(graph: ir.Graph, manifest: Manifest) -> None:
             f"The model takes {other.dtype} at {other.name!r}; fp16 is made from float32.", "Leave precision out."
         )
     for node in graph:
-        if any(item.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for item in node.attributes.values()):
+        if inner_graphs(node):
             raise UnsupportedModelError(
                 f"Node {node.name!r} ({node.op_type}) holds a graph, which fp16 cannot pass.", "Export in fp32."
             )

@@ -11,11 +11,12 @@ from typing import Protocol
 
 import onnx_ir as ir
 
-from camrt.bundle import MANIFEST_KEY, Bundle, Manifest, Precision, file_sha256
+from camrt.bundle import MANIFEST_KEY, Bundle, Manifest, Precision, check_output
 from camrt.errors import InvalidInputError, UnsupportedModelError
 from camrt.exporter.calibration import Calibration, as_fed, calibration_inputs, largest_values, quantized_file
 from camrt.exporter.loading import load_model
 from camrt.exporter.precision import check_can_be_halved, to_half
+from camrt.exporter.source_files import source_sha256
 from camrt.exporter.writing import write_model
 
 
@@ -39,9 +40,11 @@ def half_bundle(
             random images.
 
     Raises:
-        InvalidInputError: the bundle is of another precision, or the calibration cannot be used.
+        InvalidInputError: the bundle is of another precision, the calibration cannot be used, or ``destination`` is the
+            bundle itself.
         UnsupportedModelError: the graph cannot be rounded.
     """
+    check_output(Path(destination), [Path(bundle_path)])
     bundle = Bundle.open(bundle_path)
     manifest = bundle.manifest
     if manifest.precision != "fp32":
@@ -86,7 +89,7 @@ def export_rounded(
         with quantized_file(current, manifest.input_name, as_fed(images, manifest.input_layout)) as quantized:
             rounded = export(quantized, Path(folder) / "int8.onnx", manifest.layer_names)
         described = dataclasses.replace(
-            rounded.manifest, precision=precision, source_name=source.name, source_sha256=file_sha256(source)
+            rounded.manifest, precision=precision, source_name=source.name, source_sha256=source_sha256(source)
         )
         return _write(ir.load(rounded.path), described, destination)
 

@@ -15,7 +15,9 @@ import onnx.reference
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
+from camrt.exporter.graph_walk import inner_graphs
 from camrt.exporter.head import find_image_input
+from camrt.exporter.infer_shapes import KEEPS_SHAPE
 from camrt.exporter.op_builder import PREFIX, add_constant
 from camrt.types import AnyArray
 
@@ -23,7 +25,6 @@ from camrt.types import AnyArray
 PROBES = (2, 3)
 MAX_ELEMENTS = 1 << 20
 _SMALL_CONSTANT = 64
-_KEEPS_SHAPE = frozenset({"GroupNormalization"})  # operators that ONNX gives no inference
 _FAILURES = (
     onnx.checker.ValidationError,
     onnx.shape_inference.InferenceError,
@@ -95,9 +96,7 @@ class _Probe:
 
     def step(self, node: ir.Node, other: _Probe | None = None) -> None:
         """Follows one node; takes the result of ``other`` where the node's inputs are the same there."""
-        if node.domain not in ("", "ai.onnx") or any(
-            a.type == ir.AttributeType.GRAPH for a in node.attributes.values()
-        ):
+        if node.domain not in ("", "ai.onnx") or inner_graphs(node):
             return
         if other is not None and self._same_inputs(node, other):
             self.shapes.update({o: other.shapes[o] for o in node.outputs if o in other.shapes})
@@ -143,7 +142,7 @@ class _Probe:
         present = [value for value in node.inputs if value is not None]
         if any(value not in self.shapes or value.dtype is None for value in present):
             return {}
-        if node.op_type in _KEEPS_SHAPE:
+        if node.op_type in KEEPS_SHAPE:
             return {node.outputs[0]: self.shapes[present[0]]}
         types = {
             value.name or "": onnx.helper.make_tensor_type_proto(int(value.dtype or 1), self.shapes[value])
@@ -240,10 +239,6 @@ class _Folder:
         if key not in self._made:
             self._made[key] = add_constant(self._graph, content, f"{PREFIX}/folded_{len(self._made)}")
         return self._made[key]
-
-
-def _has_subgraph(node: ir.Node) -> bool:
-    return any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values())
 
 
 def _is_small(tensor: ir.TensorProtocol) -> bool:

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from camrt.errors import UnsupportedModelError
 
 BATCH = -1  # stands for the axis that grows with the batch in a nominal shape
+BATCH_NAME = "N"  # what that axis is called in the graph
 
 
 def is_known(value: ir.Value) -> bool:

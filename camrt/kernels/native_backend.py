@@ -21,6 +21,7 @@ from camrt.kernels.native_perturbation import NativePerturbation
 from camrt.kernels.validation import (
     check_array,
     check_choice,
+    check_fused_size,
     check_layer,
     check_layer_maps,
     check_layers,
@@ -35,9 +36,12 @@ from camrt.types import BoolArray, FloatArray
 try:
     from camrt.kernels import _native
 except ImportError as error:
+    reason = str(error).rstrip(".")
     raise BackendUnavailableError(
-        f"The native kernels cannot be loaded: {error}.",
-        "Reinstall camrt from a wheel for this platform, or use the backend 'reference'.",
+        f"The native kernels cannot be loaded: {reason}.",
+        "Then start again."
+        if reason.startswith("CAMRT_CPU")
+        else "Reinstall camrt from a wheel for this platform, or use the backend 'reference'.",
     ) from error
 
 _RULES = {
@@ -121,7 +125,7 @@ class NativeBackend(NativePerturbation):
         check_choice("fusion", fusion, FUSIONS)
         check_choice("order", order, ORDERS)
         check_layer_maps(layer_maps)
-        check_output_size(output_size)
+        check_fused_size(layer_maps, output_size)
         height, width = output_size
         dense = [_dense(maps) for maps in layer_maps]
         return self._kernels.fuse_layers(dense, height, width, _FUSIONS[fusion], _ORDERS[order])

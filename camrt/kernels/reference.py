@@ -21,6 +21,7 @@ from camrt.kernels.reference_perturbation import ReferencePerturbation
 from camrt.kernels.validation import (
     check_array,
     check_choice,
+    check_fused_size,
     check_layer,
     check_layer_maps,
     check_layers,
@@ -100,7 +101,7 @@ class ReferenceBackend(ReferencePerturbation):
         check_choice("fusion", fusion, FUSIONS)
         check_choice("order", order, ORDERS)
         check_layer_maps(layer_maps)
-        check_output_size(output_size)
+        check_fused_size(layer_maps, output_size)
         degenerate = np.stack([_without_contrast(maps) for maps in layer_maps], axis=1)
         normalized = [
             np.where(flags[:, None, None], np.float32(0), self.normalize(maps))

@@ -10,6 +10,8 @@ from camrt.errors import InvalidInputError, MethodNotFoundError
 from camrt.types import AnyArray
 
 _FLOAT32 = np.dtype(np.float32)
+_LONGEST_AXIS = 1 << 24  # up to here every pixel's number is a float32
+_MOST_WIDE_FLOATS = 1 << 28  # 1 GiB, as kMostWideFloats in fusion.cpp
 
 
 def check_array(name: str, array: AnyArray, layouts: tuple[str, ...]) -> None:
@@ -112,13 +114,32 @@ def check_layer_maps(layer_maps: Sequence[AnyArray]) -> None:
 
 
 def check_output_size(output_size: tuple[int, int]) -> None:
-    """Check that ``output_size`` is (H, W), both positive.
+    """Check that ``output_size`` is (H, W), both in 1..2^24.
 
     Raises:
         InvalidInputError: it is not.
     """
-    if len(output_size) != 2 or min(output_size) < 1:
-        raise InvalidInputError(f"output_size is {tuple(output_size)}; expected (H, W), both at least 1.")
+    if len(output_size) != 2 or min(output_size) < 1 or max(output_size) > _LONGEST_AXIS:
+        raise InvalidInputError(
+            f"output_size is {tuple(output_size)}; expected (H, W), both at least 1 and at most {_LONGEST_AXIS}."
+        )
+
+
+def check_fused_size(layer_maps: Sequence[AnyArray], output_size: tuple[int, int]) -> None:
+    """Check that layer maps can be fused at ``output_size`` (H, W).
+
+    Fusing holds every row of every layer at the output's width.
+
+    Raises:
+        InvalidInputError: as check_output_size; or that is more than 1 GiB a map.
+    """
+    check_output_size(output_size)
+    rows = sum(int(maps.shape[1]) for maps in layer_maps)
+    if rows * output_size[1] > _MOST_WIDE_FLOATS:
+        raise InvalidInputError(
+            f"output_size is {tuple(output_size)}; fusing {rows} rows of layer maps so wide takes more than 1 GiB.",
+            f"Ask for at most {_MOST_WIDE_FLOATS // rows} columns.",
+        )
 
 
 def check_matrix(matrix: AnyArray) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from camrt.kernels.perturbation import REMOVAL_FRACTIONS
@@ -34,5 +36,12 @@ def road(measurement: Measurement) -> DoubleArray:
 def _noise(measurement: Measurement) -> FloatArray | None:
     if measurement.noise_scale == 0:
         return None
-    field = np.random.default_rng(measurement.seed).standard_normal(measurement.inputs.shape[1:], np.float32)
-    return np.float32(measurement.noise_scale) * field
+    return _noise_field(measurement.seed, measurement.noise_scale, measurement.inputs.shape[1:])
+
+
+@lru_cache(maxsize=4)
+def _noise_field(seed: int, scale: float, shape: tuple[int, ...]) -> FloatArray:
+    """scale * standard normal numbers, read-only: every measurement of a model needs the same."""
+    field = np.float32(scale) * np.random.default_rng(seed).standard_normal(shape, np.float32)
+    field.flags.writeable = False
+    return field

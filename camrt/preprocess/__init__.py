@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from camrt.preprocess.decoding import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, ImageLike, load_image
+from camrt.preprocess.decoding import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, Encoded, ImageLike, load_image
 from camrt.preprocess.measuring_inputs import folder_inputs, random_inputs
 from camrt.preprocess.preprocessing import PRESETS, Preprocessing
 
@@ -10,6 +10,7 @@ __all__ = [
     "DEFAULT_MAX_PIXELS",
     "IMAGE_SUFFIXES",
     "PRESETS",
+    "Encoded",
     "ImageLike",
     "Preprocessing",
     "folder_inputs",

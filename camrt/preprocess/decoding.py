@@ -19,7 +19,8 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 from camrt.errors import ImageError
 from camrt.types import AnyArray, ByteArray
 
-ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | ByteArray"
+Encoded: TypeAlias = bytes | bytearray | memoryview
+ImageLike: TypeAlias = "str | os.PathLike[str] | Encoded | Image.Image | ByteArray"
 
 DEFAULT_MAX_PIXELS = 100_000_000
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -64,27 +65,35 @@ def load_image(image: ImageLike, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.
     unreadable EXIF block counts as none). Transparency is composited over white. 16-bit samples keep their upper eight
     bits; palette, grayscale, bilevel and CMYK images are converted.
 
+    The mode "I" of PIL images has 32 bits. Its values count as 16-bit samples, as Pillow reads them from PNG files.
+    Where they would all come out black, since they lie in 0..255, the image is refused: they may be 8-bit samples.
+
     Args:
         image: a path, the bytes of a file, a PIL image, or a uint8 array (H, W), (H, W, 3) RGB or (H, W, 4) RGBA.
         max_pixels: larger images are refused; of a file, before any pixel is decoded.
 
     Raises:
         ImageError: the file is missing, truncated or not an image; the array has another shape or dtype; a side is
-            under two pixels; or there are more than max_pixels pixels.
+            under two pixels; there are more than max_pixels pixels; or a PIL image has a mode that is not converted.
     """
     if isinstance(image, np.ndarray):
         return _to_rgb(_from_array(image, max_pixels), "the array")
     if isinstance(image, Image.Image):
         _check_size(image.size, "the image", max_pixels)
         return _load_rgb(image, "the image")
-    if isinstance(image, bytes):
+    if isinstance(image, Encoded):
         return _decode(io.BytesIO(image), "the image", max_pixels)
+    if not isinstance(image, str | os.PathLike):
+        raise ImageError(f"An image is a {type(image).__name__}.", "Give paths, bytes, PIL images or uint8 arrays.")
     path = Path(image)
     try:
         with path.open("rb") as stream:
             return _decode(stream, str(path), max_pixels)
-    except OSError as error:
-        raise ImageError(f"Cannot read {path}: {error.strerror or error}.", "Check the path.") from error
+    except ImageError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"Cannot read {path}: {reason}.", "Check the path.") from error
 
 
 def _decode(stream: BinaryIO, source: str, max_pixels: int) -> Image.Image:
@@ -130,12 +139,22 @@ def _to_rgb(image: Image.Image, source: str) -> Image.Image:
     if mode == "F":
         raise ImageError(f"{source} has floating-point pixels.", "Convert it to 8-bit RGB first.")
     if mode.startswith("I"):
-        image = Image.fromarray(_upper_byte(np.asarray(image), source))
-    elif image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.new("RGB", rgba.size, (255, 255, 255))
-        image.paste(rgba, mask=rgba.getchannel("A"))
-    rgb = image.convert("RGB")
+        samples = np.asarray(image)
+        levels = _upper_byte(samples, source)
+        if mode == "I" and image.format != "PNG" and samples.any() and not levels.any():
+            raise ImageError(
+                f"{source} has the mode I and values in 0..{samples.max()}: 8-bit samples, or very dark 16-bit ones.",
+                'Convert it first: image.convert("L") for 8-bit samples, image.convert("I;16") for 16-bit ones.',
+            )
+        image = Image.fromarray(levels)
+    try:
+        if image.has_transparency_data:
+            rgba = image.convert("RGBA")
+            image = Image.new("RGB", rgba.size, (255, 255, 255))
+            image.paste(rgba, mask=rgba.getchannel("A"))
+        rgb = image.convert("RGB")
+    except ValueError as error:
+        raise ImageError(f"{source} has the mode {mode}: {error}.", "Convert it to 8-bit RGB first.") from error
     rgb.info = {}
     return rgb
 

@@ -6,10 +6,11 @@ import os
 from collections.abc import Sequence
 
 from camrt.runtime.providers import ProviderStatus, available_providers
-from camrt.runtime.session import PlainModel, Session
+from camrt.runtime.session import Optimization, PlainModel, Session
 from camrt.runtime.tensorrt import TENSORRT_PROVIDERS
 
 __all__ = [
+    "Optimization",
     "PlainModel",
     "ProviderStatus",
     "Session",
@@ -54,11 +55,11 @@ def open_session(path: str | os.PathLike[str], provider: str = "cpu", threads: i
     return OnnxRuntimeSession(path, provider, threads)
 
 
-def open_model(path: str | os.PathLike[str], threads: int = 0) -> PlainModel:
+def open_model(path: str | os.PathLike[str], threads: int = 0, optimization: Optimization = "all") -> PlainModel:
     """Opens any ONNX model on the CPU, for comparison with its bundle."""
     from camrt.runtime.onnxruntime import OnnxRuntimeModel
 
-    return OnnxRuntimeModel(path, threads)
+    return OnnxRuntimeModel(path, threads, optimization)
 
 
 def multiply_adds(path: str | os.PathLike[str], layers: Sequence[str], derivatives: int = 1) -> int:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import os
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Generic, TypeVar
 
 import numpy as np
 
 from camrt.bundle import MAX_RANK, Bundle, TargetLayer
 from camrt.errors import BundleError, ClassIndexError, InvalidInputError, UnsupportedModelError
+from camrt.runtime.open_graphs import OpenGraphs
 from camrt.runtime.parity import LEAST_CORRELATION, Parity
 from camrt.runtime.pruning import PrunableModel
 from camrt.types import AnyArray, FloatArray, IntArray, LayerOutputs, SessionOutputs
 
-MAX_SESSIONS = 32
-"""Graphs that one bundle keeps open: callers choose layers freely, and memory must not grow with every choice."""
+SPARE_GRAPHS = 4
+"""Graphs that a bundle keeps open beside those of predictions and of all layers, or 1 + its layers if that is more.
+
+An engine packs weights anew for every graph that it opens, twice as much memory as the file has and more. Callers
+choose layers freely, so memory must not grow with every choice. 1 + layers is what one call of ablationcam needs: a
+forward graph, and one that starts at each layer.
+"""
 
 EngineT = TypeVar("EngineT")
 _NO_CLASSES = np.empty(0, np.int64)
@@ -49,8 +56,8 @@ class BundleSession(ABC, Generic[EngineT]):
         self._model = PrunableModel(path)
         self._dtypes = {**self._model.input_dtypes, **self._model.output_dtypes}
         self._check_manifest()
-        self._opened: dict[tuple[str | None, tuple[str, ...]], EngineT] = {}
-        self._lock = threading.Lock()
+        always = [(None, self._explaining(layers)) for layers in ((), self.manifest.layer_names)]
+        self._graphs: OpenGraphs[EngineT] = OpenGraphs(always, max(SPARE_GRAPHS, 1 + len(self.manifest.target_layers)))
 
     @property
     def least_correlation(self) -> float:
@@ -74,7 +81,8 @@ class BundleSession(ABC, Generic[EngineT]):
 
     def prepare(self, layers: Sequence[str], derivatives: int = 1) -> None:
         """See Session.prepare."""
-        self._engine(self._explaining(layers, derivatives))
+        with self._engine(self._explaining(layers, derivatives)):
+            pass
 
     def run(
         self, inputs: FloatArray, class_indices: IntArray, layers: Sequence[str], derivatives: int = 1
@@ -87,10 +95,13 @@ class BundleSession(ABC, Generic[EngineT]):
         manifest = self.manifest
         image = self._as_the_model_takes(inputs)
         feeds: dict[str, AnyArray] = {manifest.input_name: image, manifest.class_index_input: class_indices}
-        logits, chosen, *arrays = self._run(self._explaining(layers, derivatives), feeds)
+        wanted = self._explaining(layers, derivatives)
+        found = dict(zip(wanted, self._run(wanted, feeds), strict=True))
+        logits, chosen = found[manifest.logits], found[manifest.class_index_output]
         outputs = []
-        for index, name in enumerate(layers):
-            own, shape = arrays[index * (derivatives + 1) :][: derivatives + 1], manifest.layer(name).shape
+        for name in layers:
+            layer = manifest.layer(name)
+            own, shape = [found[array] for array in layer.arrays(derivatives)], layer.shape
             activations = self._typed(own[0], (len(inputs), *shape))
             of_classes = [self._typed(array, (len(class_indices), *shape)) for array in own[1:]]
             if not of_classes:
@@ -147,11 +158,13 @@ class BundleSession(ABC, Generic[EngineT]):
         return array if array.dtype == np.float32 else array.astype(np.float32)
 
     def _explaining(self, layers: Sequence[str], derivatives: int = 1) -> tuple[str, ...]:
-        """The graph outputs that ``run`` fetches."""
+        """The graph outputs that ``run`` fetches, each once, in the manifest's order: one graph a choice of layers."""
         manifest = self.manifest
         if not layers:
             return (manifest.logits,)
-        arrays = [array for name in layers for array in manifest.layer(name).arrays(derivatives)]
+        wanted = {manifest.layer(name).name for name in layers}
+        chosen = [layer for layer in manifest.target_layers if layer.name in wanted]
+        arrays = [array for layer in chosen for array in layer.arrays(derivatives)]
         return (manifest.logits, manifest.class_index_output, *arrays)
 
     def _check_manifest(self) -> None:
@@ -204,20 +217,9 @@ class BundleSession(ABC, Generic[EngineT]):
     ) -> Sequence[AnyArray]:
         """The outputs; inputs become the model's element type."""
         typed = {name: array.astype(self._dtypes[name], copy=False) for name, array in feeds.items()}
-        return self._execute(self._engine(outputs, cut_at), typed)
+        with self._engine(outputs, cut_at) as engine:
+            return self._execute(engine, typed)
 
-    def _engine(self, outputs: tuple[str, ...], cut_at: str | None = None) -> EngineT:
-        """What ``_open`` made for a set of outputs, cached. One too many closes the one that was opened first.
-
-        One that is closed while it runs ends its run first; it is opened again when it is needed.
-        """
-        key = (cut_at, outputs)
-        engine = self._opened.get(key)
-        if engine is None:
-            with self._lock:
-                engine = self._opened.get(key)
-                if engine is None:
-                    engine = self._opened[key] = self._open(outputs, cut_at)
-                while len(self._opened) > MAX_SESSIONS:
-                    del self._opened[next(iter(self._opened))]
-        return engine
+    def _engine(self, outputs: tuple[str, ...], cut_at: str | None = None) -> AbstractContextManager[EngineT]:
+        """What ``_open`` made for a set of outputs; open as long as the context, and longer where there is room."""
+        return self._graphs.use((cut_at, outputs), partial(self._open, outputs, cut_at))

@@ -109,11 +109,12 @@ class CudaSession(BundleSession[_Engine]):
             manifest.input_name: self._as_the_model_takes(inputs).astype(self._dtypes[manifest.input_name], copy=False),
             manifest.class_index_input: class_indices,
         }
-        engine = self._engine(self._explaining(layers))
-        with engine.lock:
-            logits, chosen, *arrays = self._values(engine, feeds)
-        pairs = zip(arrays[::2], arrays[1::2], strict=True)
-        return DeviceOutputs(logits, chosen, dict(zip(layers, pairs, strict=True)))
+        wanted = self._explaining(layers)
+        with self._engine(wanted) as engine, engine.lock:
+            found = dict(zip(wanted, self._values(engine, feeds), strict=True))
+        chosen = {name: manifest.layer(name) for name in layers}
+        pairs = {name: (found[layer.activations], found[layer.gradients]) for name, layer in chosen.items()}
+        return DeviceOutputs(found[manifest.logits], found[manifest.class_index_output], pairs)
 
     def _open(self, outputs: tuple[str, ...], cut_at: str | None) -> _Engine:
         model = self._model.complete(outputs, cut_at)

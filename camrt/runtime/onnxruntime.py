@@ -13,9 +13,15 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from camrt.errors import InvalidModelError
 from camrt.runtime.bundle_session import BundleSession
 from camrt.runtime.providers import onnx_runtime_provider
+from camrt.runtime.session import Optimization
 from camrt.types import AnyArray
 
 _FLOATS = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(double)": np.float64}
+_LEVELS: dict[Optimization, onnxruntime.GraphOptimizationLevel] = {
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+}
 Provider: TypeAlias = "str | tuple[str, dict[str, str]]"
 _EXPORT_AGAIN = "Check the model with onnx.checker, or export it again."
 ENGINE_ERRORS = (
@@ -70,9 +76,11 @@ class OnnxRuntimeSession(BundleSession[onnxruntime.InferenceSession]):
 class OnnxRuntimeModel:
     """Any ONNX model on ONNX Runtime's CPU provider. See camrt.runtime.session.PlainModel."""
 
-    def __init__(self, path: str | os.PathLike[str], threads: int = 0) -> None:
+    def __init__(self, path: str | os.PathLike[str], threads: int = 0, optimization: Optimization = "all") -> None:
         self._path = os.fspath(path)
-        self._session = inference_session(self._path, session_options(threads), ["CPUExecutionProvider"], self._path)
+        options = session_options(threads)
+        options.graph_optimization_level = _LEVELS[optimization]
+        self._session = inference_session(self._path, options, ["CPUExecutionProvider"], self._path)
         self._dtypes = {
             value.name: _FLOATS[value.type] for value in self._session.get_inputs() if value.type in _FLOATS
         }

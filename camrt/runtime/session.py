@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from camrt.bundle import Manifest
 from camrt.types import AnyArray, FloatArray, IntArray, SessionOutputs
+
+Optimization: TypeAlias = Literal["all", "extended", "basic"]
+"""How far an engine may rewrite a graph before it runs, ONNX Runtime's levels: fewer fusions from left to right."""
 
 
 class Session(Protocol):

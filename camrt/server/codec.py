@@ -12,9 +12,10 @@ from PIL import Image
 
 from camrt.errors import ImageError, InvalidInputError, UnsupportedModelError
 from camrt.explainer import Explainer
-from camrt.overlay import DEFAULT_COLORMAP, colormap_table, overlay
+from camrt.explainer.arguments import MAX_OUTPUT_SIDE
+from camrt.overlay import DEFAULT_COLORMAP, colormap_table, levels_of, overlay
 from camrt.preprocess import Preprocessing, load_image
-from camrt.types import AnyArray, BoolArray, ByteArray, FloatArray
+from camrt.types import AnyArray, BoolArray, FloatArray
 from camrt.v1 import explainer_pb2 as pb
 
 _DTYPES: dict[pb.DataType, np.dtype[Any]] = {
@@ -193,19 +194,37 @@ def output_size(output: Output, decoded: Decoded) -> tuple[int, int]:
     return decoded.tensor.shape[1], decoded.tensor.shape[2]
 
 
-def check_output_size(output: Output, decoded: Decoded, maps: int, max_pixels: int, max_bytes: int) -> None:
+def check_output_size(
+    output: Output, decoded: Decoded, maps: int, max_pixels: int, max_bytes: int, other_bytes: int = 0
+) -> None:
     """Refuses maps that are too large to be made or sent, before anything runs.
 
+    How many bytes a PNG or JPEG has is known when it is made: their pixels are limited, as those of every encoding.
+
+    Args:
+        output: how they are sent.
+        decoded: the image.
+        maps: how many.
+        max_pixels: of all maps together.
+        max_bytes: of the reply.
+        other_bytes: that the reply has beside the maps, at least.
+
     Raises:
-        InvalidInputError: more than max_pixels pixels a map, or more than max_bytes bytes of unpacked maps.
+        InvalidInputError: more than that, or a side above MAX_OUTPUT_SIDE.
     """
     height, width = output_size(output, decoded)
+    if max(height, width) > MAX_OUTPUT_SIDE:
+        raise InvalidInputError(
+            f"Maps of {height} x {width} are too long to be sent.",
+            f"A side has at most {MAX_OUTPUT_SIDE} pixels: ask for OUTPUT_SPACE_INPUT, or for a size.",
+        )
     bytes_a_pixel = {pb.MAP_ENCODING_UINT8: 1, pb.MAP_ENCODING_FLOAT16: 2, pb.MAP_ENCODING_FLOAT32: 4}
-    size = maps * height * width * bytes_a_pixel.get(output.encoding, 0)
-    if height * width > max_pixels or size > max_bytes:
+    pixels = maps * height * width
+    size = pixels * bytes_a_pixel.get(output.encoding, 0) + other_bytes
+    if pixels > max_pixels or size > max_bytes:
         raise InvalidInputError(
             f"{maps} maps of {height} x {width} are too large to be sent.",
-            f"At most {max_pixels} pixels a map and {max_bytes} bytes together: ask for a smaller size, or for PNG.",
+            f"At most {max_pixels} pixels and {max_bytes} bytes together: ask for fewer classes or pixels, or for PNG.",
         )
 
 
@@ -277,10 +296,6 @@ def _picture(image: pb.Image, max_pixels: int) -> Image.Image:
     return load_image(pixels, max_pixels)
 
 
-def _levels(saliency_map: FloatArray) -> ByteArray:
-    return np.rint(255 * np.clip(saliency_map, 0, 1)).astype(np.uint8)
-
-
 def _file(picture: Image.Image, kind: str) -> bytes:
     stream = io.BytesIO()
     options = {"compress_level": _PNG_LEVEL} if kind == "PNG" else {"quality": _JPEG_QUALITY}
@@ -289,8 +304,8 @@ def _file(picture: Image.Image, kind: str) -> bytes:
 
 
 _ENCODERS: dict[pb.MapEncoding, Callable[[FloatArray], bytes]] = {
-    pb.MAP_ENCODING_UINT8: lambda values: _levels(values).tobytes(),
+    pb.MAP_ENCODING_UINT8: lambda values: levels_of(values).tobytes(),
     pb.MAP_ENCODING_FLOAT16: lambda values: values.astype("<f2").tobytes(),
     pb.MAP_ENCODING_FLOAT32: lambda values: values.astype("<f4", copy=False).tobytes(),
-    pb.MAP_ENCODING_PNG: lambda values: _file(Image.fromarray(_levels(values)), "PNG"),
+    pb.MAP_ENCODING_PNG: lambda values: _file(Image.fromarray(levels_of(values)), "PNG"),
 }

@@ -1,4 +1,4 @@
-"""Where requests wait and run: admission, the cheap lane with its batches, the heavy lane, the pool that decodes.
+"""What a request goes through: admission, the pool that decodes, the lane of ordinary or that of heavy requests.
 
 A request is admitted at the edge (``admit``), decoded in a pool (``offload``), queued and run in a batch (``explain``,
 ``predict``) or in the heavy lane (``run_heavy``), and encoded in the pool. Everything but the work itself happens on
@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TypeVar
-from weakref import WeakKeyDictionary
 
-from camrt.cam import Plan
-from camrt.errors import CamrtError
 from camrt.server import tracing
 from camrt.server.admission import Admission
-from camrt.server.batcher import Batcher, Item
+from camrt.server.batcher import Item
+from camrt.server.cheap import CheapLane
 from camrt.server.errors import DeadlineError, OverloadedError
 from camrt.server.heavy import Cancelled, HeavyLane, Pace
 from camrt.server.models import LoadedModel
@@ -34,9 +32,8 @@ from camrt.server.runs import (
     Work,
     check_classes,
     check_tensor,
-    run_batch,
+    joined,
     run_expensive,
-    trace_run,
 )
 from camrt.server.settings import ServerSettings
 from camrt.server.statistics import Statistics
@@ -47,7 +44,11 @@ __all__ = ["Cancelled", "Engine", "ExplainResult", "ExplainWork"]
 
 T = TypeVar("T")
 
-_SMOOTHING = 0.2
+_TURNS_A_BATCH = 4
+"""A request of many classes runs max_batch of them at a time, but only so small a part of it while short requests wait.
+
+Each part repeats the forward pass, so the parts are not smaller still.
+"""
 
 
 class Engine:
@@ -65,21 +66,19 @@ class Engine:
     def __init__(self, settings: ServerSettings, telemetry: Telemetry | None = None) -> None:
         self._telemetry = telemetry or Telemetry()
         self._loop = asyncio.get_running_loop()
-        self._batcher: Batcher[Work] = Batcher(settings.max_batch, settings.max_delay_ms / 1000)
-        self._workers = ThreadPoolExecutor(settings.concurrent_batches, "camrt-worker")
         self._pool = ThreadPoolExecutor(settings.decoding_threads, "camrt-io")
-        self._number_of_workers = self._idle = settings.concurrent_batches
-        self._pace = Pace(settings.heavy_share)
-        self._heavy = HeavyLane(settings.heavy_items, settings.queue_bytes, self._pace)
-        self._seconds_an_item = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-        self._prepared: WeakKeyDictionary[LoadedModel, set[tuple[str, ...]]] = WeakKeyDictionary()
+        self._opener = ThreadPoolExecutor(1, "camrt-open")
+        self._max_batch = settings.max_batch
+        pace = Pace(settings.heavy_share)
+        self._heavy = HeavyLane(settings.heavy_items, settings.queue_bytes, pace)
+        self._cheap = CheapLane(settings, pace, lambda: self._admission.arriving, self._count)
         self._admission = Admission(
             settings.queue_items,
             settings.queue_bytes,
             settings.queue_ms / 1000,
-            self._expected_wait,
-            self._dispatch,
+            max(1, settings.max_batch // _TURNS_A_BATCH),
+            self._cheap.seconds_each,
+            self._cheap.dispatch,
             self._telemetry.rejected,
         )
         self.statistics = Statistics()
@@ -89,30 +88,44 @@ class Engine:
     async def explain(self, work: ExplainWork) -> ExplainResult:
         """Explains one image in a batch with others of the same model and plan, each for its own class.
 
-        Several classes of one image run by themselves: one forward pass, a backward pass a class. Methods that run the
-        model once a channel have their place in the heavy lane.
+        Several classes of one image run by themselves, max_batch of them at a time, or fewer where short requests wait:
+        one forward pass, a backward pass a class. After each such turn the requests that wait have theirs. Methods that
+        run the model once a channel have their place in the heavy lane.
 
         Raises:
             DeadlineError: the deadline passed.
-            OverloadedError: too much heavy work.
+            OverloadedError: too much heavy work, or no room for so many classes.
             InvalidInputError, ClassIndexError: the tensor or a class does not fit the model.
             CamrtError: what the explainer raises.
         """
         check_tensor(work.model, work.tensor)
         check_classes(work)
         self._check_deadline(work.deadline)
-        await self._prepare(work.model, work.plan)
+        self._admission.claim(work.explanations, work.deadline, work.model)
+        await self._prepare(work)
+        self._admission.arrived(work.tensor.nbytes, work.explanations)
         if work.plan.base.expensive:
-            return await self._explain_alone(work)
-        result = await self._queue(work)
-        assert isinstance(result, ExplainResult)
-        return result
+            return await self._explain_heavily(work)
+        turn = self._admission.turn() if work.explanations > 1 else nullcontext()
+        results: list[ExplainResult] = []
+        done = 0
+        while done < work.explanations:
+            async with turn:
+                part = work.part(done, self._admission.share(self._max_batch))
+                result = await self._run(part)
+            assert isinstance(result, ExplainResult)
+            results.append(result)
+            done += part.explanations
+        return joined(results)
 
     async def predict(self, model: LoadedModel, tensor: FloatArray, deadline: float | None) -> PredictResult:
         """Predicts one image (C, H, W), in a batch with other predictions of the model. Raises as explain."""
         check_tensor(model, tensor)
         self._check_deadline(deadline)
-        result = await self._queue(PredictWork(model, tensor, deadline))
+        work = PredictWork(model, tensor, deadline)
+        self._admission.claim(work.explanations, deadline, model)
+        self._admission.arrived(tensor.nbytes, work.explanations)
+        result = await self._run(work)
         assert isinstance(result, PredictResult)
         return result
 
@@ -153,20 +166,25 @@ class Engine:
             if stage:
                 self._stage(stage, started)
 
-    def admit(self, nbytes: int, items: int = 1, deadline: float | None = None) -> AbstractContextManager[None]:
-        """Entered before anything is decoded, left when the answer is ready: bounds images and bytes in the server.
+    def admit(
+        self, nbytes: int, items: int = 1, deadline: float | None = None, model: LoadedModel | None = None
+    ) -> AbstractContextManager[None]:
+        """Entered before anything is decoded, left when the answer is ready: bounds work and bytes in the server.
 
         Args:
             nbytes: of the request message.
-            items: images in it.
+            items: explanations that it asks for: images, each as often as it has classes, or predictions. Those that
+                turn up later are counted, and may be refused, when explain gets them.
             deadline: time.monotonic() seconds, or None.
+            model: what will run, if that is known.
 
         Raises:
-            OverloadedError: too many images or bytes, the wait would be too long, or the answer would come after the
-                deadline, as far as the last runs can tell. A request is never refused for it where it is alone.
+            OverloadedError: too many explanations or bytes, the wait would be too long, or the answer would come after
+                the deadline, as far as the last runs of the models can tell. A request is never refused for it where
+                it is alone.
             DrainingError: the server is stopping.
         """
-        return self._admission.admit(nbytes, items, deadline)
+        return self._admission.admit(nbytes, items, deadline, model)
 
     def check_room(self, nbytes: int) -> None:
         """Raises, and counts, what ``admit`` would for a message of so many bytes, before it is even parsed."""
@@ -190,44 +208,35 @@ class Engine:
         """Ends everything: what waits is cancelled, what runs ends at its next chunk. The threads end by themselves."""
         self.drain()
         self._heavy.stop()
-        if self._timer is not None:
-            self._timer.cancel()
-        self._workers.shutdown(wait=False, cancel_futures=True)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._cheap.stop()
+        for pool in (self._pool, self._opener):
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _prepare(self, model: LoadedModel, plan: Plan) -> None:
-        """Opens the part of the model for a plan's layers outside of the workers, where it would hold up others."""
-        prepared = self._prepared.setdefault(model, set())
-        if plan.layers not in prepared:
-            await self.offload(partial(model.explainer.prepare, plan))
-            prepared.add(plan.layers)
+    async def _prepare(self, work: ExplainWork) -> None:
+        """Opens what a plan needs, in a thread of its own: neither the workers nor the pool wait for it.
 
-    async def _explain_alone(self, work: ExplainWork) -> ExplainResult:
-        self._admission.arrived(work.tensor.nbytes)
-        self._admission.ran()
-        self._dispatch()
+        A session closes what has not been used for a time, so it is asked each time. Only what the warm-up opened stays
+        open, see BundleSession: for that nobody has to wait while something else is being opened.
+        """
+        plan, explainer = work.plan, work.model.explainer
+        if plan.layers == explainer.manifest.layer_names and plan.base.derivatives == 1:
+            return
+        opening = self._loop.run_in_executor(self._opener, explainer.prepare, plan)
+        await self._in_time(opening, work.deadline)
+
+    async def _explain_heavily(self, work: ExplainWork) -> ExplainResult:
+        self._admission.ran(work.explanations)
+        self._cheap.dispatch()
         nbytes = work.tensor.nbytes + work.plan.perturbation.memory_bytes
         result = await self.run_heavy(nbytes, work.deadline, partial(run_expensive, work, time.monotonic()))
         self._count_run(work.model, "explain")
         return result
 
-    async def _queue(self, work: Work) -> Result:
-        plan = work.plan if isinstance(work, ExplainWork) else None
-        alone = isinstance(work, ExplainWork) and len(work.class_indices) > 1
-        future: asyncio.Future[Result] = self._loop.create_future()
-        item: Item[Work] = Item((work.model, plan), work, future, time.monotonic(), work.deadline, alone)
-        self._batcher.add(item)
-        self._admission.arrived(work.tensor.nbytes)
-        self._dispatch()
+    async def _run(self, work: Work) -> Result:
         try:
-            result = await self._in_time(future, work.deadline)
-            trace_run(item.queued, result)
-            return result
+            return await self._in_time(self._cheap.run(work), work.deadline)
         finally:
-            future.cancel()
-            self._batcher.discard(item)
-            self._admission.ran()
-            self._show_load()
+            self._admission.ran(work.explanations)
 
     def _stage(self, name: str, started: float) -> None:
         """A stage of the current request ends, answered or not."""
@@ -250,51 +259,8 @@ class Engine:
             self._telemetry.rejected("deadline")
             raise _too_late()
 
-    def _dispatch(self) -> None:
-        """Gives idle workers what may run now, and comes back when the oldest request has waited long enough."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        while self._idle and (batch := self._batcher.take(time.monotonic(), self._admission.arriving)):
-            self._idle -= 1
-            run = self._loop.run_in_executor(self._workers, run_batch, batch, self._batcher.max_batch)
-            run.add_done_callback(partial(self._finished, batch, time.monotonic()))
-        if self._idle and (due := self._batcher.due()) is not None:
-            self._timer = self._loop.call_later(max(0.0, due - time.monotonic()), self._dispatch)
-        self._show_load()
-
-    def _show_load(self) -> None:
-        self._pace.cheap_busy(bool(len(self._batcher)) or self._idle < self._number_of_workers)
-
-    def _finished(
-        self,
-        batch: list[Item[Work]],
-        started: float,
-        run: asyncio.Future[list[Result | CamrtError]],
-    ) -> None:
-        self._idle += 1
-        if run.cancelled():
-            for item in batch:
-                item.future.cancel()
-            return
-        error = run.exception()
-        outcomes: list[Result | BaseException] = [error] * len(batch) if error else list(run.result())
-        self._count(batch, outcomes, time.monotonic() - started)
-        for item, outcome in zip(batch, outcomes, strict=True):
-            if item.future.done():
-                continue
-            if isinstance(outcome, BaseException):
-                item.future.set_exception(outcome)
-            else:
-                item.future.set_result(outcome)
-        batch.clear()  # the traceback of an error holds this list, and its items would hold the error
-        self._dispatch()
-
-    def _count(self, batch: list[Item[Work]], outcomes: list[Result | BaseException], seconds: float) -> None:
+    def _count(self, batch: Sequence[Item[Work]], outcomes: Sequence[Result | BaseException]) -> None:
         model = batch[0].work.model
-        each = seconds / len(batch)
-        known = self._seconds_an_item
-        self._seconds_an_item = each if known == 0 else known + _SMOOTHING * (each - known)
         results = [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
         self._count_run(model, "explain" if isinstance(batch[0].work, ExplainWork) else "predict")
         self.statistics.of(model.name, model.version).failed_items += len(outcomes) - len(results)
@@ -312,21 +278,13 @@ class Engine:
         row.last_inference = time.time()
         self._telemetry.executions.labels(model.name, kind).inc()
 
-    def _expected_wait(self, items: int) -> float:
-        """Seconds until ``items`` images have run, at the pace of the last batches."""
-        return items * self._seconds_an_item / self._number_of_workers
-
     def _publish(self) -> None:
-        def age() -> float:
-            oldest = self._batcher.oldest()
-            return 0.0 if oldest is None else time.monotonic() - oldest
-
-        gauge = self._telemetry.gauge
-        gauge("camrt_requests_in_server", "Requests between admission and answer.", lambda: self._admission.requests)
-        gauge("camrt_images_in_server", "Their images.", lambda: self._admission.items)
-        gauge("camrt_request_bytes_in_server", "Bytes that they hold.", lambda: self._admission.nbytes)
-        gauge("camrt_queue_length", "Requests that wait for a worker.", lambda: len(self._batcher))
-        gauge("camrt_queue_age_seconds", "How long the oldest of them has waited.", age)
+        gauge, admission, cheap = self._telemetry.gauge, self._admission, self._cheap
+        gauge("camrt_requests_in_server", "Requests between admission and answer.", lambda: admission.requests)
+        gauge("camrt_images_in_server", "Their images, each as often as it has classes.", lambda: admission.items)
+        gauge("camrt_request_bytes_in_server", "Bytes that they hold.", lambda: admission.nbytes)
+        gauge("camrt_queue_length", "Requests that wait for a worker.", lambda: len(cheap))
+        gauge("camrt_queue_age_seconds", "How long the oldest of them has waited.", cheap.age)
         gauge("camrt_heavy_requests", "Expensive requests that run or wait.", lambda: self._heavy.items)
 
 

@@ -44,6 +44,11 @@ class DeadlineError(ServerError):
 class DrainingError(ServerError):
     """The server is stopping and takes no new requests."""
 
+    def __init__(
+        self, message: str = "The server is stopping.", next_step: str = "Send the request to another one."
+    ) -> None:
+        super().__init__(message, next_step)
+
 
 class UnauthenticatedError(ServerError):
     """The caller has not proved who it is."""

@@ -137,6 +137,6 @@ class HeavyLane:
 
     def _check(self, caller: _Caller) -> None:
         if self._stopping:
-            raise DrainingError("The server is stopping.", "Send the request to another one.")
+            raise DrainingError()
         if caller.gone or (caller.deadline is not None and time.monotonic() >= caller.deadline):
             raise DeadlineError("The deadline passed before the request was done.", "Allow more time.")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from camrt.cam import REFINECAM, Plan, make_plan
+from camrt.cam import DEFAULT_BASE, DEFAULT_FUSION, DEFAULT_ORDER, REFINECAM, Plan, make_plan
 from camrt.errors import ModelError
 from camrt.explainer import Explainer
 from camrt.runtime.parity import LARGEST_LOGIT_ERROR, Parity
@@ -26,7 +26,7 @@ class SelfCheckError(ModelError):
 
 def default_plan(explainer: Explainer) -> Plan:
     """RefineCAM over every layer, as Explainer.explain has it."""
-    return make_plan(explainer.manifest, REFINECAM, "gradcam++", "product", None, "normalize_twice")
+    return make_plan(explainer.manifest, REFINECAM, DEFAULT_BASE, DEFAULT_FUSION, None, DEFAULT_ORDER)
 
 
 def batch_buckets(max_batch: int) -> list[int]:

@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from google.protobuf.message import Message
 from PIL import Image
 
 import camrt
 from camrt.bundle import Manifest
 from camrt.cam import CAM_METHODS, REFINECAM, Plan
 from camrt.cam.methods import available_methods
+from camrt.errors import InvalidInputError
 from camrt.explainer import Explainer
 from camrt.explanation import Explanation
 from camrt.kernels.backend import FUSIONS
@@ -83,6 +85,25 @@ def explanation_message(
         layer_maps=[pb.LayerMap(layer=name, values=array_tensor(values)) for name, values in maps],
         logit=explanation.logit,
     )
+
+
+def check_reply(reply: Message, most: int) -> None:
+    """Refuses a reply that gRPC would not send, in words that say what to do.
+
+    Raises:
+        InvalidInputError: more than ``most`` bytes.
+    """
+    size = reply.ByteSize()
+    if size > most:
+        raise InvalidInputError(
+            f"The reply has {size} bytes; at most {most} are sent.", "Ask for fewer classes, images, outputs or pixels."
+        )
+
+
+def layer_map_bytes(manifest: Manifest, layers: Sequence[str]) -> int:
+    """Bytes of the maps of ``layers``, FLOAT32, of one class."""
+    shapes = [manifest.layer(name).shape for name in layers]
+    return sum(4 * height * width for _, height, width in shapes)
 
 
 def options_message(plan: Plan) -> pb.ExplanationOptions:

@@ -8,8 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from camrt.bundle import MAX_RANK, Manifest
-from camrt.cam import REFINECAM, Perturbation, Plan, make_plan
-from camrt.cam.refine import LAYER_CHOICES
+from camrt.cam import DEFAULT_BASE, DEFAULT_FUSION, DEFAULT_ORDER, REFINECAM, Perturbation, Plan, make_plan
 from camrt.errors import ClassIndexError, InvalidInputError
 from camrt.server.errors import DeadlineError
 from camrt.server.settings import ServerSettings
@@ -17,10 +16,8 @@ from camrt.server.status import Context
 from camrt.types import IntArray
 from camrt.v1 import explainer_pb2 as pb
 
-DEFAULTS = pb.ExplanationOptions(method=REFINECAM, base_method="gradcam++", fusion="product")
+DEFAULTS = pb.ExplanationOptions(method=REFINECAM, base_method=DEFAULT_BASE, fusion=DEFAULT_FUSION)
 PREDICTED = -1
-
-_ORDER = "normalize_twice"
 
 
 def deadline_of(context: Context) -> float | None:
@@ -53,8 +50,8 @@ def plan_of(manifest: Manifest, options: pb.ExplanationOptions, settings: Server
         options.method or DEFAULTS.method,
         options.base_method or DEFAULTS.base_method,
         options.fusion or DEFAULTS.fusion,
-        layers[0] if len(layers) == 1 and layers[0] in LAYER_CHOICES else layers or None,
-        _ORDER,
+        layers or None,
+        DEFAULT_ORDER,
     )
     return limited(plan, options.channels, settings)
 
@@ -100,6 +97,12 @@ def classes_of(request: pb.ExplainRequest, manifest: Manifest, settings: ServerS
         raise InvalidInputError(f"The selection has {count} classes.", f"Name 1 to {settings.classes} of them.")
     chosen: list[int | str] = [*selection.indices, *selection.names]
     return np.array([manifest.class_index(item) for item in chosen], np.int64)
+
+
+def class_count(request: pb.ExplainRequest, settings: ServerSettings) -> int:
+    """How many classes a request says that it explains, for its admission: at least 1; classes_of checks it."""
+    named = len(request.selection.indices) + len(request.selection.names)
+    return max(1, min(named or request.top_k, settings.classes))
 
 
 def class_of(request: pb.EvaluateRequest, manifest: Manifest) -> IntArray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -17,7 +17,6 @@ from camrt.explainer.scoring import probabilities
 from camrt.explanation import Explanation
 from camrt.server import tracing
 from camrt.server.batcher import Item
-from camrt.server.errors import DeadlineError
 from camrt.server.models import LoadedModel
 from camrt.types import FloatArray, IntArray
 
@@ -40,6 +39,15 @@ class ExplainWork:
     plan: Plan
     deadline: float | None = None
 
+    @property
+    def explanations(self) -> int:
+        """How many explanations it asks for: M."""
+        return len(self.class_indices)
+
+    def part(self, start: int, most: int) -> ExplainWork:
+        """The same work for at most ``most`` of its classes, from the class at ``start`` on."""
+        return replace(self, class_indices=self.class_indices[start : start + most])
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExplainResult:
@@ -50,9 +58,9 @@ class ExplainResult:
         logits: (K,) float32.
         probabilities: (K,) float32.
         batch_size: how many images ran together.
-        queue_seconds: from the call to the start of the run.
-        inference_seconds: of the whole batch.
-        kernels_seconds: of the whole batch.
+        queue_seconds: from the call to the start of the run; of classes that ran one part after another, the sum.
+        inference_seconds: of the whole batch; of parts the sum.
+        kernels_seconds: of the whole batch; of parts the sum.
     """
 
     explanations: list[Explanation]
@@ -72,6 +80,11 @@ class PredictWork:
     tensor: FloatArray
     deadline: float | None = None
 
+    @property
+    def explanations(self) -> int:
+        """What it counts as."""
+        return 1
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PredictResult:
@@ -87,24 +100,23 @@ Work: TypeAlias = ExplainWork | PredictWork
 Result: TypeAlias = ExplainResult | PredictResult
 
 
-def run_batch(batch: Sequence[Item[Work]], max_batch: int) -> list[Result | CamrtError]:
+def run_batch(batch: Sequence[Item[Work]]) -> list[Result | CamrtError]:
     """The outcome of every request of a batch, all of one key.
 
     A batch that fails as a whole is run again request by request, so that one bad image harms no other.
 
     Args:
         batch: requests whose callers are there.
-        max_batch: most classes of one image that run together.
     """
     try:
-        return list(_run(batch, max_batch))
+        return list(_run(batch))
     except CamrtError as error:
         if len(batch) == 1:
             return [error]
     outcomes: list[Result | CamrtError] = []
     for item in batch:
         try:
-            outcomes.extend(_run([item], max_batch))
+            outcomes.extend(_run([item]))
         except CamrtError as error:
             outcomes.append(error)
     return outcomes
@@ -124,17 +136,28 @@ def run_expensive(work: ExplainWork, queued: float, checkpoint: Callable[[], Non
     return _explained(work, result.explanations, result.logits[0], waited, 1, result)
 
 
-def _run(batch: Sequence[Item[Work]], max_batch: int) -> Sequence[Result]:
+def joined(parts: Sequence[ExplainResult]) -> ExplainResult:
+    """The result of work that ran in parts, see ExplainWork.part."""
+    return replace(
+        parts[0],
+        explanations=[explanation for part in parts for explanation in part.explanations],
+        queue_seconds=sum(part.queue_seconds for part in parts),
+        inference_seconds=sum(part.inference_seconds for part in parts),
+        kernels_seconds=sum(part.kernels_seconds for part in parts),
+    )
+
+
+def _run(batch: Sequence[Item[Work]]) -> Sequence[Result]:
     works = [item.work for item in batch]
     started = time.monotonic()
     waited = [started - item.queued for item in batch]
     explains = [work for work in works if isinstance(work, ExplainWork)]
     if not explains:
         return _predict(works, waited)
-    if batch[0].alone:
-        return [_explain_classes(batch[0], explains[0], waited[0], max_batch)]
     classes = np.concatenate([work.class_indices for work in explains])
     result = explains[0].model.explainer.explain_batch(_stack(explains), classes, explains[0].plan)
+    if batch[0].alone:
+        return [_explained(explains[0], result.explanations, result.logits[0], waited[0], 1, result)]
     return [
         _explained(work, result.explanations[n : n + 1], result.logits[n], waited[n], len(batch), result)
         for n, work in enumerate(explains)
@@ -146,22 +169,6 @@ def _predict(works: Sequence[Work], waited: Sequence[float]) -> list[Result]:
     logits = works[0].model.explainer.predict(_stack(works))
     seconds = time.perf_counter() - started
     return [PredictResult(logits[n], len(works), waited[n], seconds) for n in range(len(works))]
-
-
-def _explain_classes(item: Item[Work], work: ExplainWork, waited: float, max_batch: int) -> ExplainResult:
-    """Several classes of one image: its forward pass runs once for as many as max_batch of them."""
-    explanations: list[Explanation] = []
-    inference = kernels = 0.0
-    for start in range(0, len(work.class_indices), max_batch):
-        if start and item.gone(time.monotonic()):
-            raise DeadlineError("The caller went away.", "Allow more time.")
-        classes = work.class_indices[start : start + max_batch]
-        result = work.model.explainer.explain_batch(work.tensor[None], classes, work.plan)
-        explanations += result.explanations
-        inference += result.inference_seconds
-        kernels += result.kernels_seconds
-    whole = BatchResult(explanations, result.logits, inference, kernels)
-    return _explained(work, explanations, result.logits[0], waited, 1, whole)
 
 
 def _explained(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import aclosing
@@ -16,19 +15,18 @@ from camrt.server.codec import (
     Decoded,
     Output,
     array_tensor,
-    background_of,
     check_output_size,
     decode,
     given_map,
     object_mask,
     resolve_output,
 )
+from camrt.server.encoding import Encoder, ReplyMaps
 from camrt.server.engine import Cancelled, Engine, ExplainResult, ExplainWork
-from camrt.server.errors import DrainingError
 from camrt.server.models import LoadedModel, ModelRepository
 from camrt.server.replies import (
-    explanation_message,
-    in_output_pixels,
+    check_reply,
+    layer_map_bytes,
     microseconds,
     model_message,
     model_summary,
@@ -37,13 +35,12 @@ from camrt.server.replies import (
     reference,
     top_predictions,
 )
-from camrt.server.requests import class_of, classes_of, deadline_of, metrics_of, plan_of
+from camrt.server.requests import class_count, class_of, classes_of, deadline_of, metrics_of, plan_of
 from camrt.server.settings import ServerSettings
 from camrt.server.statistics import RequestTimes
-from camrt.server.status import Context, Edge, code_number, log_failure, status_of
-from camrt.server.stream import ordered
+from camrt.server.status import Context, Edge, Status, code_number
+from camrt.server.stream import Streaming
 from camrt.server.telemetry import message_bytes
-from camrt.server.tracebacks import drop_tracebacks
 from camrt.server.tracing import Part
 from camrt.types import BoolArray, DoubleArray, IntArray
 from camrt.v1 import explainer_pb2 as pb
@@ -89,6 +86,7 @@ class ExplainerServicer(pb_grpc.ExplainerServiceServicer):
 
     def __init__(self, repository: ModelRepository, engine: Engine, settings: ServerSettings) -> None:
         self._repository, self._engine, self._settings = repository, engine, settings
+        self._encoder = Encoder(engine, settings.output_pixels)
 
     async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:  # noqa: N802
         """Explains one image."""
@@ -106,12 +104,18 @@ class ExplainerServicer(pb_grpc.ExplainerServiceServicer):
                 with Part("image"):
                     return await self._explain(message.request, deadline)
 
-            limit = self._settings.stream_in_flight
-            async with aclosing(ordered(requests, explain, limit, lambda: self._engine.draining)) as answers:
-                async for message, task in answers:
-                    yield _stream_reply(message.id, task, edge.request_id)
-            if self._engine.draining:
-                raise _draining()
+            streaming = Streaming(
+                explain,
+                lambda message, response: pb.ExplainStreamResponse(id=message.id, response=response),
+                _refused,
+                self._settings.stream_in_flight,
+                self._settings.message_bytes,
+                lambda: self._engine.draining,
+                edge.request_id,
+            )
+            async with aclosing(streaming.replies(requests)) as replies:
+                async for reply in replies:
+                    yield reply
 
     async def Evaluate(self, request: pb.EvaluateRequest, context: Context) -> pb.EvaluateResponse:  # noqa: N802
         """Measures a map, in the heavy lane."""
@@ -120,7 +124,7 @@ class ExplainerServicer(pb_grpc.ExplainerServiceServicer):
             model = self._model(request.model)
             with (
                 self._engine.statistics.request(model) as times,
-                self._engine.admit(message_bytes(request), deadline=deadline),
+                self._engine.admit(message_bytes(request), deadline=deadline, model=model),
             ):
                 return await self._evaluate(request, model, times, deadline)
 
@@ -143,7 +147,7 @@ class ExplainerServicer(pb_grpc.ExplainerServiceServicer):
         model = self._model(request.model)
         with (
             self._engine.statistics.request(model) as times,
-            self._engine.admit(message_bytes(request), deadline=deadline),
+            self._engine.admit(message_bytes(request), class_count(request, self._settings), deadline, model),
         ):
             watch = _Stopwatch()
             job = self._job(request, model, deadline)
@@ -155,10 +159,11 @@ class ExplainerServicer(pb_grpc.ExplainerServiceServicer):
             if request.return_arcc:
                 scores = await self._measure(work, result.explanations, ("arcc",), None, request.seed)
             watch.lap()
-            response = await self._engine.offload(partial(self._response, job, decoded, result), "encode")
+            response = await self._response(job, decoded, result)
             for message, score in zip(response.explanations, () if scores is None else scores["arcc"], strict=False):
                 message.scores["arcc"] = float(score)
             _set_timings(response.timings, result, times, watch)
+            check_reply(response, self._settings.message_bytes)
             return response
 
     def _job(self, request: pb.ExplainRequest, model: LoadedModel, deadline: float | None) -> _Job:
@@ -177,21 +182,22 @@ class ExplainerServicer(pb_grpc.ExplainerServiceServicer):
         explainer, most = job.model.explainer, self._settings.image_pixels
         decoded = await self._engine.offload(partial(decode, job.request.image, explainer, most), "decode")
         limits = self._settings.output_pixels, self._settings.message_bytes
-        check_output_size(job.output, decoded, len(job.classes), *limits)
+        other = 4 * explainer.manifest.num_classes * job.request.return_probabilities
+        if job.request.return_layer_maps:
+            other += len(job.classes) * layer_map_bytes(explainer.manifest, job.plan.layers)
+        check_output_size(job.output, decoded, len(job.classes), *limits, other)
         return decoded
 
-    def _response(self, job: _Job, decoded: Decoded, result: ExplainResult) -> pb.ExplainResponse:
-        """Runs in the pool: maps to the pixels that were asked for, and to bytes."""
-        explainer, request = job.model.explainer, job.request
-        manifest = explainer.manifest
-        background = background_of(request.image, explainer, job.output, self._settings.image_pixels)
-        moved = (in_output_pixels(explainer, item, job.plan, decoded, job.output) for item in result.explanations)
-        layers = request.return_layer_maps
+    async def _response(self, job: _Job, decoded: Decoded, result: ExplainResult) -> pb.ExplainResponse:
+        """Maps go to the pixels that were asked for, and to bytes, in the pool."""
+        request, manifest = job.request, job.model.explainer.manifest
+        maps = ReplyMaps(request, job.model.explainer, job.plan, decoded, job.output, self._settings)
+        explained = await self._encoder.run(maps.pieces(result.explanations), maps.pixels, job.deadline)
         return pb.ExplainResponse(
             model=reference(job.model),
             model_digest=job.model.digest,
             predictions=top_predictions(manifest, result.probabilities),
-            explanations=[explanation_message(manifest, item, job.output, background, layers) for item in moved],
+            explanations=[message for piece in explained for message in piece],
             probabilities=array_tensor(result.probabilities) if request.return_probabilities else None,
             batch_size=result.batch_size,
             options=options_message(job.plan),
@@ -252,25 +258,15 @@ class ExplainerServicer(pb_grpc.ExplainerServiceServicer):
         return await self._engine.run_heavy(work.tensor.nbytes, work.deadline, measure)
 
 
-def _stream_reply(message_id: str, task: asyncio.Task[pb.ExplainResponse], request_id: str) -> pb.ExplainStreamResponse:
-    """What became of one image of a stream."""
-    error = _draining() if task.cancelled() else task.exception()
-    if error is None:
-        return pb.ExplainStreamResponse(id=message_id, response=task.result())
-    status = status_of(error, request_id)
-    log_failure(error, status, request_id)
-    drop_tracebacks(error)
+def _refused(request: pb.ExplainStreamRequest, status: Status) -> pb.ExplainStreamResponse:
+    """The reply of a stream about an image that failed."""
     told = pb.Error(
         code=code_number(status.code),
         message=status.message,
         reason=status.reason,
         retry_after_ms=status.retry_after_ms,
     )
-    return pb.ExplainStreamResponse(id=message_id, error=told)
-
-
-def _draining() -> DrainingError:
-    return DrainingError("The server is stopping.", "Send the request to another one.")
+    return pb.ExplainStreamResponse(id=request.id, error=told)
 
 
 def _set_timings(timings: pb.Timings, result: ExplainResult, times: RequestTimes, watch: _Stopwatch) -> None:

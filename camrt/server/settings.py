@@ -7,6 +7,7 @@ import json
 import os
 import tomllib
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
@@ -62,7 +63,7 @@ class ServerSettings(BaseSettings):
 
     # limits of one request
     image_pixels: int = Field(50_000_000, ge=4, description="Most pixels of an image, looked at before it is decoded.")
-    output_pixels: int = Field(50_000_000, ge=1, description="Most pixels of a map that is sent.")
+    output_pixels: int = Field(50_000_000, ge=1, description="Most pixels of the maps of a reply, together.")
     classes: int = Field(32, ge=1, description="Most classes a request explains.")
     layers: int = Field(16, ge=1, description="Most target layers a request names.")
     scorecam_channels: int = Field(256, ge=1, description="Most channels of a layer that scorecam and ablationcam try.")
@@ -76,7 +77,11 @@ class ServerSettings(BaseSettings):
     max_delay_ms: float = Field(
         2.0, ge=0, le=1000, description="How long an idle worker waits for images that are still being decoded."
     )
-    queue_items: int = Field(256, ge=1, description="Most requests in a worker; more are refused.")
+    queue_items: int = Field(
+        256,
+        ge=1,
+        description="Most explanations, one a class of an image, in a worker.",
+    )
     queue_bytes: int = Field(256 << 20, ge=1 << 10, description="Most bytes of requests in a worker.")
     queue_ms: float = Field(5000, gt=0, description="Requests that would wait longer than this are refused.")
     heavy_items: int = Field(16, ge=1, description="Most expensive requests (ARCC, Evaluate) in a worker.")
@@ -228,8 +233,15 @@ def _told(error: ValidationError) -> str:
     told = []
     for item in error.errors(include_url=False, include_input=False, include_context=False):
         name = ".".join(map(str, item["loc"]))
-        told.append(f"{name}: {_plain(item['msg'])}" if name else _plain(item["msg"]))
+        message = _unknown(name) if item["type"] == "extra_forbidden" else _plain(item["msg"])
+        told.append(f"{name}: {message}" if name else message)
     return "Wrong settings: " + "; ".join(told) + "."
+
+
+def _unknown(name: str) -> str:
+    """Names the settings that the wrong name is near to; all of them where it is near to none."""
+    known = list(ServerSettings.model_fields)
+    return f"there is no such setting, but there is {', '.join(get_close_matches(name, known) or known)}"
 
 
 def _plain(message: str) -> str:

@@ -1,15 +1,76 @@
-"""Calls of one stream: several at a time, their answers in order."""
+"""Calls of one stream: several at a time, their answers in order; one that fails is an answer, the stream goes on."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine
-from typing import Any, TypeVar
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from google.protobuf.message import Message
+
+from camrt.errors import CamrtError
+from camrt.server.errors import DrainingError
+from camrt.server.replies import check_reply
+from camrt.server.status import Status, log_failure, status_of
+from camrt.server.tracebacks import drop_tracebacks
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
+Sent = TypeVar("Sent", bound=Message)
 
 _LOOK_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Streaming(Generic[Request, Reply, Sent]):
+    """How the requests of a stream are answered.
+
+    Attributes:
+        call: answers one.
+        answer: the message of a request and its reply.
+        refuse: the message of a request that failed.
+        in_flight: as ``limit`` of ordered.
+        message_bytes: larger messages are refused; gRPC would end the stream with them.
+        draining: whether the server stops.
+        request_id: of the stream.
+    """
+
+    call: Callable[[Request], Coroutine[Any, Any, Reply]]
+    answer: Callable[[Request, Reply], Sent]
+    refuse: Callable[[Request, Status], Sent]
+    in_flight: int
+    message_bytes: int
+    draining: Callable[[], bool]
+    request_id: str
+
+    async def replies(self, requests: AsyncIterable[Request]) -> AsyncGenerator[Sent, None]:
+        """One message a request, in their order.
+
+        Raises:
+            DrainingError: after the last answer, where the server stops.
+        """
+        async with aclosing(ordered(requests, self.call, self.in_flight, self.draining)) as answers:
+            async for request, task in answers:
+                yield self._told(request, task)
+        if self.draining():
+            raise DrainingError
+
+    def _told(self, request: Request, task: asyncio.Task[Reply]) -> Sent:
+        error = DrainingError() if task.cancelled() else task.exception()
+        if error is None:
+            message = self.answer(request, task.result())
+            try:
+                check_reply(message, self.message_bytes)
+            except CamrtError as too_large:
+                error = too_large
+            else:
+                return message
+        status = status_of(error, self.request_id)
+        log_failure(error, status, self.request_id)
+        drop_tracebacks(error)
+        return self.refuse(request, status)
 
 
 async def ordered(

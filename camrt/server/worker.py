@@ -27,19 +27,16 @@ _orphaned = threading.Event()
 
 
 def main() -> int:
-    """Serves until a signal comes; returns the exit code."""
+    """Serves until a signal comes, and leaves with the exit code; returns it where it cannot start."""
     task = WorkerTask.read(_first_line())
     settings = ServerSettings(**task.settings)
     set_up_logs(settings.log_level, worker=task.number)
     threading.Thread(target=_watch_parent, name="parent", daemon=True).start()
     try:
-        return asyncio.run(_serve(settings, task.shares_metrics))
+        asyncio.run(exits.leave_after(_serve(settings, task.shares_metrics)))
     except CamrtError as error:
         _report(WorkerReport(str(error)))
         return exits.CANNOT_START
-    finally:
-        if _orphaned.is_set() and task.shares_metrics:
-            shutil.rmtree(os.environ[FOLDER_VARIABLE], ignore_errors=True)
 
 
 async def _serve(settings: ServerSettings, shares_metrics: bool) -> int:
@@ -56,6 +53,8 @@ async def _serve(settings: ServerSettings, shares_metrics: bool) -> int:
     finally:
         if publishing is not None:
             publishing.cancel()
+        if _orphaned.is_set() and shares_metrics:
+            shutil.rmtree(os.environ[FOLDER_VARIABLE], ignore_errors=True)
 
 
 def _report(report: WorkerReport) -> None:
@@ -80,7 +79,4 @@ def _watch_parent() -> None:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # threads may be in the middle of a run
+    exits.leave(main())

@@ -376,15 +376,24 @@ def test_a_cycle_is_called_one(tmp_path: Path) -> None:
         export(edit_model(small_classifier(tmp_path / "source.onnx"), cycle))
 
 
-def test_a_pooling_window_beyond_all_use_is_refused(tmp_path: Path) -> None:
+def with_pooling(path: Path, **window: list[int]) -> Path:
     def pool(proto: onnx.ModelProto) -> None:
-        huge = helper.make_node("MaxPool", ["r2"], ["p"], "huge", kernel_shape=[1, 1], strides=[2**20, 2**20])
-        proto.graph.node.insert(4, huge)
+        proto.graph.node.insert(4, helper.make_node("MaxPool", ["r2"], ["p"], "huge", **window))
         node_named(proto, "conv3").input[0] = "p"
 
-    path = edit_model(small_classifier(tmp_path / "source.onnx"), pool)
+    return edit_model(small_classifier(path), pool)
+
+
+def test_a_pooling_window_beyond_all_use_is_refused(tmp_path: Path) -> None:
+    path = with_pooling(tmp_path / "source.onnx", kernel_shape=[512, 512], pads=[256] * 4)
     with pytest.raises(UnsupportedModelError, match="huge"):
         camrt.export(path, tmp_path / "out.onnx", ["r2"])
+
+
+@pytest.mark.timeout(20)
+def test_an_absurd_stride_of_pooling_takes_no_time(tmp_path: Path) -> None:
+    path = with_pooling(tmp_path / "source.onnx", kernel_shape=[1, 1], strides=[2**20, 2**20])
+    camrt.export(path, tmp_path / "out.onnx", ["r2"])
 
 
 # Data outside the file

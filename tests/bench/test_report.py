@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from camrt.bench import Report, compare_reports, load_report
 from camrt.bench.environment import available_cores, describe_machine, pinned, quiet_notes
 from camrt.bench.limits import machine_limits
+from camrt.bench.plots import series
 from camrt.bench.report import Row, Table, cell
 from camrt.errors import InvalidInputError
 
@@ -17,7 +19,7 @@ MACHINE = {"processor": "P", "cores": 2, "system": "S"}
 
 
 def report(*rows: Row, kind: str = "latency", machine: dict[str, object] | None = None) -> Report:
-    table = Table("Latency", list(rows), "the first line", "batch")
+    table = Table("Latency", list(rows), "the first line", ("batch",))
     return Report(kind, "camrt bench", machine or MACHINE, {}, [table], {"gemm_gflops": 50.0}, ["a note"])
 
 
@@ -31,6 +33,10 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     files = written.write(tmp_path / "out")
     assert [file.name for file in files] == ["latency.json", "latency.md", "latency_1.png"]
     assert load_report(files[0]) == written
+    earlier = json.loads(files[0].read_text())
+    earlier["tables"][0]["sweep"] = "batch"
+    files[0].write_text(json.dumps(earlier))
+    assert load_report(files[0]) == written
     assert "| refinecam | 4 | 9 | 30.0 |" in files[1].read_text()
     assert files[2].read_bytes().startswith(b"\x89PNG")
 
@@ -39,7 +45,16 @@ def test_files_that_are_no_report_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="Check the path"):
         load_report(tmp_path / "absent.json")
     path = tmp_path / "other.json"
-    for text in ("{", "[]", '{"schema": 1}', '{"schema": 1, "kind": "latency", "tables": [{"no": 1}]}'):
+    rows = ({"batch": 1, "median_ms": "fast"}, {"batch": None}, 7)
+    documents = [{**report(row(1, 1.0)).to_json(), "tables": [{"title": "T", "rows": [one]}]} for one in rows]
+    documents.append({**report(row(1, 1.0)).to_json(), "environment": None})
+    for text in (
+        *map(json.dumps, documents),
+        "{",
+        "[]",
+        '{"schema": 1}',
+        '{"schema": 1, "kind": "latency", "tables": [{"no": 1}]}',
+    ):
         path.write_text(text)
         with pytest.raises(InvalidInputError, match="no report"):
             load_report(path)
@@ -73,11 +88,65 @@ def test_reports_that_do_not_belong_together_are_refused() -> None:
         compare_reports(report(row(1, 1.0)), report(row(2, 1.0)))
 
 
-def test_another_machine_and_missing_rows_are_told() -> None:
-    other = report(row(1, 1.0), row(4, 2.0), machine={**MACHINE, "processor": "Q"})
-    notes = compare_reports(report(row(1, 1.0), row(2, 1.0)), other)[1]
-    assert any("only ratios compare" in note for note in notes)
-    assert "1 rows only in the old report, 1 only in the new one." in notes
+def test_missing_rows_are_named() -> None:
+    old, new = report(row(1, 1.0), row(2, 1.0)), report(row(1, 1.0), *(row(batch, 2.0) for batch in range(4, 11)))
+    notes = compare_reports(old, new)[1]
+    assert notes[0] == "Only in the old report: Latency (method refinecam, batch 2)."
+    assert notes[1].startswith("Only in the new report: Latency (method refinecam, batch 4); ")
+    assert notes[1].endswith("; and 2 more.")
+
+
+def test_only_ratios_are_compared_with_another_machine() -> None:
+    old = report(row(1, 10.0, 1.0), row(4, 30.0, 3.0))
+    new = report(row(1, 90.0, 1.0), row(4, 270.0, 3.0), machine={**MACHINE, "processor": "Q"})
+    changes, notes = compare_reports(old, new)
+    assert [(change.figure, change.verdict) for change in changes] == [("ratio", "same")]
+    assert "processor: 'P' then 'Q'; only ratios are compared." in notes
+    times = report(row(1, 90.0), machine={**MACHINE, "cores": 4})
+    with pytest.raises(InvalidInputError, match="only times of different machines"):
+        compare_reports(report(row(1, 10.0)), times)
+
+
+def test_ratios_to_a_prediction_come_before_ratios_to_another_line() -> None:
+    old = report({**row(1, 10.0, 1.0), "to_prediction": 2.0}, {**row(2, 10.0, 0.5), "to_prediction": 1.0})
+    new = report({**row(1, 10.0, 1.0), "to_prediction": 3.0}, {**row(2, 10.0, 0.4), "to_prediction": 1.0})
+    changes, _ = compare_reports(old, new)
+    assert [(change.figure, change.verdict) for change in changes] == [
+        ("to_prediction", "slower"),
+        ("median_ms", "same"),
+    ]
+
+
+def test_another_unit_or_baseline_is_refused() -> None:
+    micro: Row = {"method": "refinecam", "batch": 1, "calls": 9, "median_us": 1e4}
+    with pytest.raises(
+        InvalidInputError, match=r"batch 1\): the old report has median_ms where the new one has median_us"
+    ):
+        compare_reports(report(row(1, 10.0)), report(micro))
+    other = report(row(1, 10.0))
+    other.tables[0] = Table("Latency", other.tables[0].rows, "torch")
+    with pytest.raises(InvalidInputError, match="ratios to 'the first line' in the old report, to 'torch'"):
+        compare_reports(report(row(1, 10.0)), other)
+
+
+def test_another_bundle_is_told() -> None:
+    old, new = report(row(1, 10.0)), report(row(1, 10.0))
+    old.settings["bundle"], new.settings["bundle"] = "a.onnx", "b.onnx"
+    assert "bundle: 'a.onnx' then 'b.onnx'." in compare_reports(old, new)[1]
+
+
+def test_every_swept_label_has_a_plot_of_the_lines_that_vary_in_it(tmp_path: Path) -> None:
+    rows: list[Row] = [
+        {"method": "prediction", "batch": 1, "layers": 0, "median_ms": 1.0},
+        {"method": "refinecam", "batch": 4, "layers": 4, "median_ms": 8.0},
+        {"method": "refinecam", "batch": 1, "layers": 4, "median_ms": 2.0},
+        {"method": "refinecam", "batch": 1, "layers": 2, "median_ms": 1.5},
+    ]
+    table = Table("Latency", rows, sweep=("batch", "classes", "layers"))
+    assert series(table, "batch") == {"refinecam, layers 4": [(1, 2.0), (4, 8.0)]}
+    assert series(table, "layers") == {"refinecam, batch 1": [(2, 1.5), (4, 2.0)]}
+    files = Report("latency", "", MACHINE, {}, [table]).write(tmp_path)
+    assert [file.name for file in files] == ["latency.json", "latency.md", "latency_1.png", "latency_2.png"]
 
 
 @pytest.mark.parametrize(
@@ -91,6 +160,7 @@ def test_cells_have_three_digits(value: object, text: str) -> None:
 def test_the_machine_is_described_and_a_busy_one_is_told() -> None:
     machine = describe_machine()
     assert machine["cores"] == available_cores()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", machine["date"])
     assert "cpu" in machine["providers"]
     assert "onnxruntime" in machine["packages"]
     assert quiet_notes({"load_average": 0.0, "cores": 2}) == []

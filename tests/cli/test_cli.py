@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import camrt
-from camrt.cam import Perturbation, available_methods
+from camrt.cam import CAM_METHODS, Perturbation, available_methods
 from camrt.cli import main
 from camrt.preprocess import Preprocessing
 from tests.small_network import CLASSES, HEIGHT, WIDTH, write_small_network
@@ -165,7 +165,7 @@ class TestExport:
     def test_json_with_names_and_preprocessing(self, run, model: Path, tmp_path: Path) -> None:
         preprocessing = Preprocessing((HEIGHT, WIDTH), "crop", 50, interpolation="bicubic")
         (tmp_path / "p.json").write_text(json.dumps(preprocessing.to_dict()))
-        (tmp_path / "names.txt").write_text("\n".join(NAMES) + "\n\n", encoding="utf-8")
+        (tmp_path / "names.txt").write_text("\n".join(NAMES) + "\n\n", encoding="utf-8-sig")  # as Windows writes it
         result = run("export", model, "-o", "m.onnx", "--preprocess", "p.json", "--class-names", "names.txt", "--json")
         manifest = camrt.Bundle.open(tmp_path / "m.onnx").manifest
         assert manifest.class_names == tuple(NAMES)
@@ -196,6 +196,17 @@ class TestExport:
         for arguments, message in cases.items():
             assert message in error_of(run("export", model, "-o", "m.onnx", *arguments))
         assert not (tmp_path / "m.onnx").exists()
+
+    def test_no_input_is_replaced(self, run, model: Path, tmp_path: Path) -> None:
+        preprocessing = Preprocessing((HEIGHT, WIDTH), "crop", 50)
+        (tmp_path / "p.json").write_text(json.dumps(preprocessing.to_dict()))
+        (tmp_path / "names.txt").write_text("\n".join(NAMES), encoding="utf-8")
+        (tmp_path / "model.onnx").write_bytes(model.read_bytes())
+        for name in ("model.onnx", "p.json", "names.txt"):
+            before = (tmp_path / name).read_bytes()
+            arguments = ["-o", name, "--preprocess", "p.json", "--class-names", "names.txt"]
+            assert f"would replace {name}" in error_of(run("export", "model.onnx", *arguments))
+            assert (tmp_path / name).read_bytes() == before
 
     def test_an_error_is_one_document_with_json(self, run, tmp_path: Path) -> None:
         (tmp_path / "text.onnx").write_text("no")
@@ -257,7 +268,8 @@ class TestExplain:
         shown = run("explain", "--help").out
         for method in available_methods(explainer.manifest, explainer.manifest.layer_names[:1]):
             assert method in shown
-            arguments = ["--method", method, "--channels", "5", "--out", tmp_path / method]
+            arguments = ["--method", method, "--out", tmp_path / method]
+            arguments += ["--channels", "5"] if CAM_METHODS[method].expensive else []
             document = run("explain", second, image, *arguments, "--json").document
             (explanation,) = document["images"][0]["explanations"]
             (expected,) = explainer.explain_images([image], method=method, perturbation=Perturbation(5))
@@ -327,11 +339,54 @@ class TestExplain:
             (["photo.jpg", "--backend", "abacus"], "abacus"),
             (["photo.jpg", "--provider", "abacus"], "abacus"),
             (["photo.jpg", "--out", "photo.jpg"], "Cannot make the folder photo.jpg"),
+            (["photo.jpg", "--model", "shapes"], "Without --server there is no use for --model"),
+            (["photo.jpg", "--tls"], "no use for --tls"),
+            (["photo.jpg", "--tls-ca", "ca.pem", "--tls-key", "key.pem"], "no use for --tls-ca, --tls-key"),
+            (["photo.jpg", "--tls-cert", "cert.pem"], "no use for --tls-cert"),
+            (["photo.jpg", "--token-file", "missing"], "no use for --token-file"),
+            (["photo.jpg", "--timeout", "60"], "no use for --timeout"),
+            (["photo.jpg", "--channels", "5"], "'gradcam++' does not try channels"),
+            (["photo.jpg", "--channels", "5", "--method", "layercam"], "'layercam' does not try channels"),
+            (["photo.jpg", "--method", "gradcam", "--base", "layercam"], "no use for --base"),
+            (["photo.jpg", "--method", "gradcam", "--base", "layercam", "--fusion", "mean"], "--base, --fusion"),
         ],
     )
     def test_errors(self, run, bundle: Path, image: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
         (tmp_path / "empty").mkdir()
         assert message in error_of(run("explain", bundle, *arguments))
+
+    @pytest.mark.parametrize("command", ["explain", "evaluate"])
+    def test_an_empty_path_is_not_the_current_folder(self, run, bundle: Path, image: Path, command: str) -> None:
+        for arguments in ([""], [bundle, ""]):
+            result = run(command, *arguments, "--json")
+            assert (result.code, result.out) == (2, "")
+            assert "The path is empty" in result.err
+        assert not Path("explanations").exists()
+        assert run("explain", bundle, ".").code == 0
+
+    def test_an_overlay_never_replaces_what_is_explained(self, run, bundle: Path, image: Path) -> None:
+        assert run("explain", bundle, image, "--out", ".").code == 0
+        overlay = image.with_name("photo.overlay.png")
+        before = overlay.read_bytes()
+        message = error_of(run("explain", bundle, image, overlay, "--out", ".", "--opacity", "0.1"))
+        assert "The overlay photo.overlay.png would replace" in message
+        assert "Give another --out" in message
+        assert overlay.read_bytes() == before
+        assert run("explain", bundle, image, overlay, "--out", "elsewhere").code == 0
+        assert run("explain", bundle, image, "--out", ".", "--opacity", "0.1").code == 0
+        assert overlay.read_bytes() != before
+
+    @pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+    @pytest.mark.parametrize("kept", ["photo.jpg", "bundle.onnx"])
+    def test_an_overlay_does_not_follow_a_link_to_an_input(
+        self, run, bundle: Path, image: Path, tmp_path: Path, link: str, kept: str
+    ) -> None:
+        (tmp_path / "bundle.onnx").write_bytes(bundle.read_bytes())
+        (tmp_path / "out").mkdir()
+        getattr(tmp_path / "out" / "photo.overlay.png", link)(tmp_path / kept)
+        before = (tmp_path / kept).read_bytes()
+        assert kept in error_of(run("explain", "bundle.onnx", image, "--out", "out"))
+        assert (tmp_path / kept).read_bytes() == before
 
     def test_a_bundle_without_preprocessing_takes_a_preset(self, run, model: Path, image: Path, tmp_path: Path) -> None:
         plain = camrt.export(model, tmp_path / "plain.onnx", ["stage3"]).path

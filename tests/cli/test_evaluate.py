@@ -227,6 +227,26 @@ class TestInterruptions:
         assert list((tmp_path / "run" / "parts").glob("part-*.parquet"))
 
 
+@pytest.mark.parametrize("name", ["run.json", "report.md", "measurements.parquet"])
+def test_the_configuration_and_the_bundle_are_not_replaced(
+    run, bundle: Path, images: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "run").mkdir()
+    config = tmp_path / "run" / name
+    config.write_text(f"bundle: {bundle}\ndata: {images}\nmethods: [gradcam]\nmetrics: [complexity]\nout: run\n")
+    before = config.read_text()
+    message = error_of(run("--config", config, "--fresh", *QUICK))
+    assert f"would replace {config}" in message
+    assert config.read_text() == before
+    config.unlink()
+    kept = tmp_path / "kept.onnx"
+    kept.write_bytes(bundle.read_bytes())
+    config.symlink_to(kept)
+    arguments = [kept, images, *QUICK, "--method", "gradcam", "--metrics", "complexity", "--out", "run", "--fresh"]
+    assert f"would replace {kept}" in error_of(run(*arguments))
+    assert kept.read_bytes() == bundle.read_bytes()
+
+
 def test_a_finished_run_only_gets_a_new_report(run, bundle: Path, images: Path, tmp_path: Path) -> None:
     arguments = [bundle, images, *QUICK, "--method", "gradcam", "--metrics", "complexity"]
     assert run(*arguments).code == 0

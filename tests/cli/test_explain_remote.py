@@ -94,6 +94,8 @@ def test_bad_images_are_named_and_the_others_explained(run, server: Loopback, ph
         ("--method", "magic"),
         ("--model", "magic"),
         ("--threads", "2"),
+        ("--threads", "0"),
+        ("--channels", "4"),
         ("--preprocess", "unit"),
         ("--provider", "cuda"),
         ("--token-file", "missing"),

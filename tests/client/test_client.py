@@ -100,7 +100,8 @@ def test_every_kind_of_image(client, explainer, sample) -> None:
     gray = np.asarray(picture.convert("L"))
     tensor = explainer.preprocess_images(sample)[0]
     (expected,) = client.explain(sample)
-    for image in (str(sample), sample.read_bytes(), picture, pixels, np.asfortranarray(pixels)):
+    encoded = sample.read_bytes()
+    for image in (str(sample), encoded, bytearray(encoded), memoryview(encoded), picture, pixels, pixels.copy("F")):
         (got,) = client.explain(image)
         np.testing.assert_array_equal(got.saliency_map, expected.saliency_map)
     assert client.explain(gray)[0].saliency_map.shape == gray.shape
@@ -130,7 +131,9 @@ def test_classes(client, explainer, sample) -> None:
         names[4],
         names[1],
     ]
-    assert [item.class_index for item in client.explain(sample, class_indices=np.array([5]))] == [5]
+    for classes in (np.array([5, 2]), (np.int64(5), np.uint8(2)), range(5, 0, -3)):
+        assert [item.class_index for item in client.explain(sample, class_indices=classes)] == [5, 2]
+    assert [item.class_index for item in client.explain(sample, class_indices=np.int64(4))] == [4]
     top = client.explain(sample, top_k=3)
     assert [item.probability for item in top] == sorted((item.probability for item in top), reverse=True)
 
@@ -213,6 +216,18 @@ def test_models(client, explainer) -> None:
         (None, {"top_k": "two"}, InvalidInputError),
         (None, {"method": 3}, InvalidInputError),
         (None, {"class_indices": 1 << 70}, InvalidInputError),
+        (None, {"class_indices": [1.7]}, ClassIndexError),
+        (None, {"class_indices": 1.0}, ClassIndexError),
+        (None, {"class_indices": np.array([1.0, 2.0])}, ClassIndexError),
+        (None, {"class_indices": np.array([[1]])}, ClassIndexError),
+        (None, {"class_indices": [None]}, ClassIndexError),
+        (None, {"top_k": 2.5}, InvalidInputError),
+        (None, {"target_layers": 3}, InvalidInputError),
+        (None, {"target_layers": []}, InvalidInputError),
+        (None, {"target_layers": ""}, LayerNotFoundError),
+        (None, {"channels": 1 << 40, "base_method": "scorecam"}, InvalidInputError),
+        ("a\0b.png", {}, ImageError),
+        (bytearray(b"nonsense"), {}, InvalidInputError),
         (None, {"seed": -1, "return_arcc": True}, InvalidInputError),
         (None, {"model": "none"}, RemoteError),
     ],
@@ -221,6 +236,51 @@ def test_errors_are_those_of_an_explainer(client, sample, image, options: dict, 
     with pytest.raises(kind) as caught:
         client.explain(sample if image is None else image, **options)
     assert str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "kind"),
+    [
+        ("missing.png", {}, ImageError),
+        (None, {"metod": "gradcam"}, InvalidInputError),
+        (None, {"top_k": 3}, InvalidInputError),
+        (None, {"output_size": "input"}, InvalidInputError),
+        (None, {"return_arcc": True}, InvalidInputError),
+        (None, {"metrics": "arcc"}, InvalidInputError),
+        (None, {"metrics": ()}, InvalidInputError),
+        (None, {"metrics": 3}, InvalidInputError),
+        (None, {"channels": -1, "base_method": "scorecam"}, InvalidInputError),
+        (None, {"channels": 1 << 40, "base_method": "scorecam"}, InvalidInputError),
+        (None, {"channels": "many"}, InvalidInputError),
+        (None, {"channels": 4}, InvalidInputError),
+        (None, {"seed": 1 << 70}, InvalidInputError),
+        (None, {"seed": 1.5}, InvalidInputError),
+        (None, {"target_layers": 3}, InvalidInputError),
+        (None, {"target_layers": []}, InvalidInputError),
+        (None, {"method": 3}, InvalidInputError),
+        (None, {"class_indices": [3]}, ClassIndexError),
+        (None, {"class_indices": 1.7}, ClassIndexError),
+        (None, {"class_indices": 1 << 70}, InvalidInputError),
+        (None, {"class_indices": 99}, ClassIndexError),
+        (None, {"saliency_map": "x"}, InvalidInputError),
+        (None, {"model": "none"}, RemoteError),
+    ],
+)
+def test_evaluate_refuses_what_explain_refuses(client, sample, image, options: dict, kind: type[CamrtError]) -> None:
+    with pytest.raises(kind) as caught:
+        client.evaluate(sample if image is None else image, **options)
+    assert str(caught.value)
+
+
+def test_an_unknown_option_of_evaluate_names_those_there_are(client, sample) -> None:
+    with pytest.raises(InvalidInputError, match=r"Unknown option top_k\. The options are class_indices, .*seed"):
+        client.evaluate(sample, top_k=3)
+
+
+def test_the_class_of_evaluate_may_be_any_integer(client, sample) -> None:
+    expected = client.evaluate(sample, ["complexity"], class_indices=3)
+    assert client.evaluate(sample, ["complexity"], class_indices=np.int64(3)) == expected
+    assert client.evaluate(sample, ["complexity"], class_indices=2) != expected
 
 
 def test_a_remote_error_says_what_and_where(client, sample) -> None:

@@ -15,8 +15,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import camrt
-from camrt.bundle import TargetLayer
+from camrt.bundle import Bundle, TargetLayer
 from camrt.errors import CamrtError
+from camrt.evaluation.output_check import OutputDifference, output_difference
 from camrt.runtime import open_model, open_session
 from camrt.runtime.session import Session
 from tests.conditioning import kink_margins
@@ -35,7 +36,10 @@ class Result:
 
     Attributes:
         layers: what auto picked, coarse to fine.
-        outputs: of the bundle's logits against the source model's, alone and beside the gradients.
+        outputs: of the bundle's logits against the source model's, at ``level``.
+        level: of ONNX Runtime's graph optimization: its default, "all", or the first with fewer fusions at which the
+            logits are the same, see camrt.evaluation.output_check.
+        fused: of the logits at the default level.
         activations, gradients: of every layer against torch in float64.
         classes: of three classes of one image in one run against three runs.
         images: of three images in one run against three runs.
@@ -45,6 +49,8 @@ class Result:
 
     layers: tuple[TargetLayer, ...] = ()
     outputs: float = 0.0
+    level: str = "all"
+    fused: float = 0.0
     activations: float = 0.0
     gradients: float = 0.0
     classes: float = 0.0
@@ -56,33 +62,44 @@ class Result:
 def check(model: TestModel, exporter: Exporter, folder: Path) -> Result:
     """Exports ``model`` twice, to ONNX and to a bundle with target_layers="auto", and compares."""
     source = export_onnx(model, folder / f"{model.name}-{exporter}.onnx", exporter)
-    logits = open_model(source, 1).run({"input": check_images(model.size)})["logits"]
     try:
         bundle = camrt.export(source, source.with_suffix(".bundle.onnx"), image_size=(model.size, model.size))
     except CamrtError as error:
-        return Result(refusal=str(error))
-    finally:
         source.unlink()
+        return Result(refusal=str(error))
     session = open_session(bundle.path, threads=1)
     names = bundle.manifest.layer_names
     double = copy.deepcopy(model.module).double()
     images = check_images(model.size)[_soundest(double, check_images(model.size))]
     classes = np.arange(1, 1 + len(images), dtype=np.int64)
     outputs = session.run(images, classes, names)
-    all_logits = session.predict(check_images(model.size))
+    logits = compare_logits(source, bundle, session, check_images(model.size))
     oracle = autograd(double, images, classes, [layer.activations for layer in outputs.layers])
     pairs = list(zip(outputs.layers, oracle.activations, oracle.gradients, strict=True))
     result = Result(
         layers=bundle.manifest.target_layers,
-        outputs=relative_error(all_logits, logits),
+        outputs=logits.value,
+        level=logits.level,
+        fused=logits.by_default,
         activations=max(relative_error(layer.activations, a) for layer, a, _ in pairs),
         gradients=max(relative_error(layer.gradients, g) for layer, _, g in pairs),
         classes=_several_classes(session, images[:1], names),
         images=_several_images(session, check_images(model.size)[:3], names),
         forbidden=tuple(forbidden_operators(bundle.path)),
     )
+    source.unlink()
     bundle.path.unlink()
     return result
+
+
+def compare_logits(source: Path, bundle: Bundle, session: Session, images: Array) -> OutputDifference:
+    """Logits of a bundle, predicted alone, against the source model's.
+
+    Where ONNX Runtime fuses the two otherwise, they are compared with fewer fusions too.
+    """
+    manifest = bundle.manifest
+    expected = open_model(source, 1).run({manifest.input_name: images})[manifest.logits]
+    return output_difference(source, bundle, images, 1, relative_error(session.predict(images), expected))
 
 
 def _soundest(double: nn.Module, images: Array) -> npt.NDArray[np.int_]:

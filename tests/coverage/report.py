@@ -36,7 +36,8 @@ column.
   images whose pre-activations are farthest from a kink.
 - **M=3**, **N=3**: three classes of one image, and three images, in one run against one by one.
 - **status**: `ok` if outputs stay within 1e-6, gradients within 1e-5, M and N within 1e-5, and the export added only operators
-  that TensorRT's parser takes.
+  that TensorRT's parser takes. Where ONNX Runtime fuses bundle and source model otherwise, outputs are compared with fewer fusions
+  too, and the status says at which level of its graph optimization they stay within 1e-6.
 
 | architecture | network | exporter | image | layers | gradients | M=3 | N=3 | status |
 |---|---|---|---|---|---|---|---|---|
@@ -56,9 +57,10 @@ _NOTES = """
   to its activations there, since the normalisation does not change when its input is scaled. HiResCAM of such a layer is zero
   in any implementation. The other methods are not affected; for HiResCAM name the block before, or the LayerNorm.
 - Windows that do not divide the image are padded by the network; the padding is taken off again before a layer's end.
-- MaxViT from the `torchscript` exporter: bundle and source model give the same bits up to ONNX Runtime's level ORT_ENABLE_EXTENDED.
-  At the default level it fuses convolutions with additions where it knows the shapes, and the bundle's are constants while
-  the source computes them. Both round: against float64 the source is off by 2.6e-6 and the bundle by 2.3e-6.
+- MaxViT from the `torchscript` exporter: bundle and source model give the same bits at ONNX Runtime's level ORT_ENABLE_EXTENDED.
+  At its default level it fuses convolutions with additions where it knows the shapes, and the bundle's are constants while
+  the source computes them. Both round: against float64 the source is off by 2.6e-6 and the bundle by 2.3e-6. `camrt check` tells
+  the two cases apart in the same way.
 - The two images are ones that no value's kink is near: an activation function, or a tie inside a max pooling window, within
   float32's rounding has two right gradients. Networks where every random image has one (VGG, Inception-v3, Xception,
   SqueezeNet, ...) get their biases shifted a little first.
@@ -89,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for exporter in EXPORTERS
     ]
     options.out.write_text(_introduction() + "\n".join(lines) + "\n" + _NOTES)
-    failed = [line for line in lines if not line.endswith("| ok |")]
+    failed = [line for line in lines if "| ok" not in line]
     print(*failed, f"{len(lines) - len(failed)} of {len(lines)} rows are ok", sep="\n")
     return 1 if failed else 0
 
@@ -141,7 +143,7 @@ def _described(layer: TargetLayer) -> str:
 
 
 def status(result: Result) -> str:
-    """``ok``, or what is wrong."""
+    """``ok``, with the level at which outputs are the same where it is not the default one; or what is wrong."""
     if result is NOT_RUN:
         return "not run"
     if result.refusal is not None:
@@ -150,7 +152,8 @@ def status(result: Result) -> str:
     wrong = [
         f"{name} {getattr(result, name):.1e}" for name, limit in limits.items() if not getattr(result, name) <= limit
     ]
-    return ", ".join([*wrong, *result.forbidden]) or "ok"
+    same = f"ok: outputs {result.outputs:.1g} at level {result.level}, {result.fused:.1e} at the default level"
+    return ", ".join([*wrong, *result.forbidden]) or ("ok" if result.level == "all" else same)
 
 
 if __name__ == "__main__":

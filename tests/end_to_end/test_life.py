@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,22 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path, flags: tuple[str, .
     assert result.stdout == ""
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_thread_that_still_encodes_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    """One piece of encoding takes seconds here; its caller has gone when the server is told to stop."""
+    output = pb.OutputOptions(space=3, output_height=3051, output_width=16384, encoding=pb.MAP_ENCODING_OVERLAY_PNG)
+    with Process(tmp_path, "--drain-timeout", "1") as server, grpc.insecure_channel(server.address) as channel:
+        stub = stub_of(channel)
+        stub.Explain(explain_request(), timeout=SECONDS)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Explain(explain_request(output=output), timeout=1)
+        assert caught.value.code() is Code.DEADLINE_EXCEEDED
+        started = time.monotonic()
+        server.send(signal.SIGTERM)
+        assert server.end() == 0
+        assert time.monotonic() - started < 2.5
+        assert server.logs()[-1]["message"] == "stopped"
 
 
 def test_the_process_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -50,6 +50,9 @@ PARTITION = """
 """
 REVERSE = "b = Reshape (w, s3)  c = Transpose <perm = [0, 1, 3, 2, 4, 5]> (b)  v = Reshape (c, s4)"
 
+POOL = "v = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> ({})"
+ROLL = ints("b", 3) + ints("e", 99) + ints("a", 2) + ints("z", 0)
+PAD_AND_CROP = ints("p", 0, 0, 2, 0, 0, 0, 0, 0) + ints("b", 2) + ints("e", 99) + ints("a", 2)
 LAYOUTS = {
     "transpose": ("", "v = Transpose <perm = [0, 2, 3, 1]> (x)", Placement("NHWC", (6, 8, 12))),
     "tokens": (ints("s", 0, 6, -1), "r = Reshape (x, s) v = Transpose <perm = [0, 2, 1]> (r)",
@@ -72,6 +75,21 @@ LAYOUTS = {
     "padded behind": (ints("p", 0, 0, 0, 0, 0, 0, 1, 2), "v = Pad (x, p)", Placement("NCHW", (6, 9, 14))),
     "padded in front": (ints("p", 0, 0, 1, 0, 0, 0, 0, 0), "v = Pad (x, p)", None),
     "rows and columns exchanged": ("", "v = Transpose <perm = [0, 1, 3, 2]> (x)", None),
+    "turned, then pooled": ("", f"t = Transpose <perm = [0, 1, 3, 2]> (x) {POOL.format('t')}", None),
+    "flipped, then pooled": (ints("b", -1) + ints("e", -99) + ints("a", 3) + ints("s", -1),
+                             f"t = Slice (x, b, e, a, s) {POOL.format('t')}", None),
+    "rolled, then pooled": (ROLL, f"p = Slice (x, b, e, a) q = Slice (x, z, b, a) t = Concat <axis = 2> (p, q) "
+                                  f"{POOL.format('t')}", None),
+    "pooled": ("", POOL.format("x"), Placement("NCHW", (6, 4, 6))),
+    "padded in front, then pooled": (ints("p", 0, 0, 1, 1, 0, 0, 1, 1), f"t = Pad (x, p) {POOL.format('t')}",
+                                     Placement("NCHW", (6, 5, 7))),
+    "padded far in front, then pooled": (ints("p", 0, 0, 4, 0, 0, 0, 0, 0), f"t = Pad (x, p) {POOL.format('t')}", None),
+    "padded in front and cropped again": (PAD_AND_CROP, "t = Pad (x, p) v = Slice (t, b, e, a)",
+                                          Placement("NCHW", (6, 8, 12))),
+    "rows in another order": (ints("i", 1, 0, 2, 3, 4, 5, 6, 7), "v = Gather <axis = 2> (x, i)", None),
+    "rows in their order": (ints("i", *range(8)), "v = Gather <axis = 2> (x, i)", Placement("NCHW", (6, 8, 12))),
+    "channels in another order": (ints("i", 5, 4, 3, 2, 1, 0), "v = Gather <axis = 1> (x, i)",
+                                  Placement("NCHW", (6, 8, 12))),
     "channels mixed into rows": (ints("s", -1, 8, 6, 12), "v = Reshape (x, s)", None),
 }  # fmt: skip
 
@@ -92,14 +110,16 @@ def test_a_class_token_is_a_prefix() -> None:
         r = Reshape (x, s) t = Transpose <perm = [0, 2, 1]> (r)
         d = Shape <start = 0, end = 1> (x) e = Concat <axis = 0> (d, one, six) k = Expand (token, e)
         c = Concat <axis = 1> (k, t) n = Neg (c) m = Slice (n, one, big, one) l = Neg (m)
-        y = Flatten <axis = 1> (l)
+        front = Slice (n, zero, one, one) again = Concat <axis = 1> (front, l) b = Neg (again)
+        y = Flatten <axis = 1> (b)
     """
-    constants = ints("s", 0, 6, -1) + ints("one", 1) + ints("six", 6) + ints("big", 999)
+    constants = ints("s", 0, 6, -1) + ints("one", 1) + ints("six", 6) + ints("big", 999) + ints("zero", 0)
     model = normalized(nodes, constants=constants + "token = Constant <value = float[1,1,6] {1,2,3,4,5,6}> ()")
     (image,), (end,) = model.graph.inputs, model.graph.outputs
     axes = find_axes(image, "NCHW", path_nodes(model.graph, values_between(model.graph, [image], end)))
     assert placement(axes[value_named(model, "n")]) == Placement("NLC", (6, 8, 12), prefix=1)
     assert placement(axes[value_named(model, "l")]) == Placement("NLC", (6, 8, 12))
+    assert placement(axes[value_named(model, "b")]) == Placement("NLC", (6, 8, 12), prefix=1)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_the_first_output_of_two_axes_or_the_one_named() -> None:
     assert find_head(both, "other").output.name == "other"
     assert find_head(both).num_classes == 4
     assert find_head(both, "map").num_classes == 6
-    with pytest.raises(UnsupportedModelError, match=r"map.*logits.*other"):
+    with pytest.raises(UnsupportedModelError, match=r"no output called 'nowhere'.*map.*logits.*other"):
         find_head(both, "nowhere")
 
 
@@ -103,8 +103,33 @@ def test_other_inputs_are_refused(inputs: dict, dtype: int, match: str) -> None:
         (["N", 3, 8, 4], node("Transpose", "x", "out", perm=[0, 3, 1, 2]), "NHWC"),
         (["N", 3, 8, 4], node("Transpose", "x", "out", perm=[0, 2, 3, 1]), "NCHW"),
         (["N", 3, 8, 4], node("Transpose", "x", "out"), "NCHW"),
+        (["N", 64, 48, 13], node("Transpose", "x", "out", perm=[0, 3, 1, 2]), "NHWC"),
+        (["N", 13, 64, 48], node("MaxPool", "x", "out", kernel_shape=[2, 2]), "NCHW"),
+        (["N", "C", "H", "W"], node("MaxPool", "x", "out", kernel_shape=[2, 2]), "NCHW"),
+        (["N", 13, 64, 48], node("Transpose", "x", "out", perm=[0, 2, 3, 1]), "NCHW"),
     ],
 )
 def test_the_layout_of_the_image(shape: list, op: onnx.NodeProto, layout: str) -> None:
     proto = model_proto([op], {"x": shape}, {"out": ["N", "a", "b", "c"]}, {})
     assert image_layout(ir.from_proto(proto).graph.inputs[0]) == layout
+
+
+def test_the_layout_is_seen_behind_a_normalisation_of_the_image() -> None:
+    nodes = [node("Sub", "x", "mean", "s"), node("Transpose", "s", "out", perm=[0, 3, 1, 2])]
+    proto = model_proto(nodes, {"x": ["N", 64, 48, 13]}, {"out": []}, {"mean": np.zeros(13, np.float32)})
+    assert image_layout(ir.from_proto(proto).graph.inputs[0]) == "NHWC"
+
+
+@pytest.mark.parametrize(
+    "ops",
+    [
+        [node("Flatten", "x", "out")],
+        [node("Transpose", "x", "t", perm=[0, 3, 1, 2]), node("MaxPool", "x", "out", kernel_shape=[2, 2])],
+    ],
+    ids=["nothing says", "both are said"],
+)
+def test_a_layout_that_cannot_be_told_is_refused(ops: list[onnx.NodeProto]) -> None:
+    proto = model_proto(ops, {"x": ["N", 64, 48, 13]}, {"out": []}, {})
+    with pytest.raises(UnsupportedModelError, match="channels cannot be told") as caught:
+        image_layout(ir.from_proto(proto).graph.inputs[0])
+    assert "Transpose(0, 3, 1, 2)" in caught.value.next_step

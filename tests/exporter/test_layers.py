@@ -11,7 +11,7 @@ import pytest
 from onnx import helper
 
 import camrt
-from camrt.errors import LayerNotFoundError, UnsupportedModelError
+from camrt.errors import InvalidInputError, LayerNotFoundError, UnsupportedModelError
 from camrt.exporter import LayerCandidate, list_layers
 from camrt.runtime import open_session
 from tests.exporter.graphs import (
@@ -300,3 +300,12 @@ def test_auto_names_layers_by_the_shortest_module_path(edit: Callable[[onnx.Mode
     assert exported_layers(source, ["layer?.1"]) == ("layer1.1",)
     with pytest.raises(LayerNotFoundError, match="Did you mean layer1"):
         exported_layers(source, ["layer11"])
+
+
+def test_the_image_size_of_a_listing(tmp_path: Path) -> None:
+    source = small_classifier(tmp_path / "source.onnx", size=("H", "W"))
+    listed = list_layers(source, (np.int64(32), np.int32(16)))  # type: ignore[arg-type]
+    assert next(item.shape for item in listed if item.name == "r2") == (4, 16, 8)
+    for wrong in (32, (32,), (32, 0), (True, 32), (32.0, 32)):
+        with pytest.raises(InvalidInputError, match="image_size"):
+            list_layers(source, wrong)  # type: ignore[arg-type]

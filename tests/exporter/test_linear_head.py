@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import camrt
+from camrt.errors import UnsupportedOpError
 from tests.exporter.graphs import GraphWriter, channels_last_classifier, residual_classifier, small_classifier
 
 
@@ -49,6 +50,46 @@ def test_a_convolution_after_the_pooling(tmp_path: Path) -> None:
 def test_channels_last(tmp_path: Path) -> None:
     source = channels_last_classifier(tmp_path / "source.onnx")
     assert linear_heads(source, ["tail", "block"]) == {"tail": True, "block": False}
+
+
+@pytest.mark.parametrize("strides", [[1, 1], [16, 16]])
+def test_an_average_over_a_window_that_is_the_whole_map(tmp_path: Path, strides: list[int]) -> None:
+    w, value = writer()
+    side = [16, 16]
+    mean = w.add("Flatten", "flat", w.add("AveragePool", "mean", value, kernel_shape=side, strides=strides))
+    w.add("Gemm", "logits", mean, w.weight("fc", 6, 5))
+    assert finished(w, tmp_path) == {"last": True, "first": False}
+    w, value = writer()
+    mean = w.add("AveragePool", "mean", value, kernel_shape=side, strides=strides, pads=[1, 1, 0, 0])
+    w.add("Gemm", "logits", w.add("Flatten", "flat", mean), w.weight("fc", 6, 5))
+    assert not any(finished(w, tmp_path).values())
+
+
+def test_the_mean_over_tokens_that_are_in_front_of_the_batch(tmp_path: Path) -> None:
+    w, value = writer()
+    tokens = w.add("Reshape", "tokens", value, w.constant("to", np.array([0, 6, -1])))
+    first = w.add("Transpose", "tokens_first", tokens, perm=[2, 0, 1])
+    mean = w.add("ReduceMean", "mean", first, w.constant("axes", np.array([0])), keepdims=0)
+    w.add("MatMul", "logits", mean, w.weight("fc", 6, 5))
+    source = w.save(tmp_path / "source.onnx")
+    inputs = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    explainer = camrt.Explainer(camrt.export(source, tmp_path / "bundle.onnx", ["last"]).path, threads=1)
+    (layer,) = explainer.layer_outputs(inputs, np.array([1, 3]), ["last"]).layers
+    expected = np.broadcast_to(w.constants["fc"].T[[1, 3], :, None, None] / 256, layer.gradients.shape)
+    np.testing.assert_allclose(layer.gradients, expected, rtol=1e-5)
+
+
+def test_the_mean_over_the_batch_names_the_layers_that_work(tmp_path: Path) -> None:
+    w, value = writer()
+    mean = w.add("ReduceMean", "mean", value, w.constant("axes", np.array([0])), keepdims=1)
+    added = w.add("Conv", "third", w.add("Add", "sum", value, mean), w.weight("k", 6, 6, 1, 1))
+    pooled = w.add("ReduceMean", "pooled", added, w.constant("sides", np.array([2, 3])), keepdims=0)
+    w.add("MatMul", "logits", pooled, w.weight("fc", 6, 5))
+    source = w.save(tmp_path / "source.onnx")
+    with pytest.raises(UnsupportedOpError, match="along the batch") as caught:
+        camrt.export(source, tmp_path / "bundle.onnx", ["last", "third"])
+    assert caught.value.node_name == "mean"
+    assert caught.value.working_layers == ("third",)
 
 
 def test_other_heads_are_not_linear(tmp_path: Path) -> None:

@@ -3,12 +3,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import helper
 
+import camrt
 from camrt.errors import InvalidModelError, UnsupportedModelError
 from camrt.exporter.loading import load_model
+from camrt.runtime import open_model, open_session
 from tests.exporter.graphs import edit_model, node_named, small_classifier
 
 
@@ -81,3 +84,30 @@ def test_sparse_weights_and_values_left_out_are_known(tmp_path: Path) -> None:
 
     model = load_model(edit_model(small_classifier(tmp_path / "source.onnx"), edit))
     assert [node.op_type for node in model.graph][-1] == "Clip"
+
+
+def with_function(path: Path, opset: int, function_opset: int) -> Path:
+    """The small classifier with a local function Twice in place of its third Relu."""
+    body = [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Add", ["r", "r"], ["y"])]
+    function = helper.make_function("mine", "Twice", ["x"], ["y"], body, [helper.make_opsetid("", function_opset)])
+
+    def edit(proto: onnx.ModelProto) -> None:
+        proto.functions.append(function)
+        proto.opset_import.append(helper.make_opsetid("mine", 1))
+        node_named(proto, "relu3").CopyFrom(helper.make_node("Twice", ["c3"], ["r3"], "relu3", domain="mine"))
+
+    return edit_model(small_classifier(path, opset=opset), edit)
+
+
+@pytest.mark.parametrize(("opset", "function_opset"), [(13, 13), (16, 16), (17, 17), (17, 15), (18, 21), (22, 22)])
+def test_local_functions_survive_the_conversion(opset: int, function_opset: int, tmp_path: Path) -> None:
+    source = with_function(tmp_path / "source.onnx", opset, function_opset)
+    bundle = camrt.export(source, tmp_path / "bundle.onnx", ["r2"])
+    inputs = np.random.default_rng(0).standard_normal((2, 3, 16, 16)).astype(np.float32)
+    expected = open_model(source, threads=1).run({"image": inputs})["logits"]
+    np.testing.assert_allclose(open_session(bundle.path, threads=1).predict(inputs), expected, rtol=0, atol=1e-6)
+
+
+def test_a_function_that_cannot_be_brought_to_the_models_opset_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"functions .* opset 13"):
+        load_model(with_function(tmp_path / "source.onnx", 13, 17))

@@ -140,6 +140,14 @@ def test_windows_that_tile_the_input_need_no_slices() -> None:
         assert max_pool(size, kernel, strides)["Slice"]
 
 
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+def test_a_window_over_the_whole_map_tiles_it_whatever_its_stride(op: str) -> None:
+    for strides in ([1, 1], [7, 7], [2, 3]):
+        case = Case(op, (2, 7, 7), attributes={"kernel_shape": [7, 7], "strides": strides})
+        _, model = gradient_model(case, TensorProto.FLOAT)
+        assert len([node for node in model.graph.node if node.name.startswith("camrt/")]) < 12
+
+
 def added_operators(path: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(path).graph.node if node.name.startswith("camrt/"))
 

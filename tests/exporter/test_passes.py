@@ -16,7 +16,7 @@ from camrt.errors import InvalidInputError, InvalidModelError, UnsupportedModelE
 from camrt.exporter.batch_reshapes import KeepBatchInReshapePass
 from camrt.exporter.free_batch import FreeBatchPass
 from camrt.exporter.infer_shapes import InferShapesPass
-from camrt.exporter.passes import FixImageSizePass, FreeNamesPass, RemoveDropoutPass, normalize
+from camrt.exporter.passes import FixImageSizePass, FreeNamesPass, RemoveDropoutPass, RemoveIdentitiesPass, normalize
 from camrt.exporter.strided_views import RemoveStridedViewPass
 from tests.exporter.graphs import GraphWriter, initializers, model_proto, small_classifier
 
@@ -73,6 +73,28 @@ def test_dropout_stays_where_its_mask_is_used_or_it_makes_the_output() -> None:
     last = relu_chain(["N", 3, 8, 8], dropout()[0], output="dropped")
     for model in (used, last):
         assert not RemoveDropoutPass()(model).modified
+
+
+# RemoveIdentitiesPass
+
+
+def test_identities_go_and_outputs_keep_their_names() -> None:
+    nodes = [
+        helper.make_node("Identity", ["image"], ["first"]),
+        helper.make_node("Relu", ["first"], ["r"]),
+        helper.make_node("Identity", ["r"], ["y"]),
+        helper.make_node("Identity", ["y"], ["z"]),
+        helper.make_node("Identity", ["image"], ["kept"]),
+    ]
+    proto = model_proto(nodes, {"image": ["N", 3, 8, 8]}, {"y": [], "z": [], "kept": []}, {})
+    model = ir.from_proto(proto)
+    assert RemoveIdentitiesPass()(model).modified
+    assert op_types(model) == ["Relu", "Identity", "Identity"]
+    assert [value.name for value in model.graph.outputs] == ["y", "z", "kept"]
+    relu = model.graph.node(0)
+    assert relu.inputs[0] is model.graph.inputs[0]
+    assert relu.outputs[0] is model.graph.outputs[0]
+    assert not RemoveIdentitiesPass()(model).modified
 
 
 # FixImageSizePass

@@ -268,6 +268,12 @@ def test_the_quantiser_leaves_logging_alone(folder: Path, caplog: pytest.LogCapt
     assert not caplog.records
 
 
+def test_pictures_without_effect_are_refused(folder: Path) -> None:
+    source, arguments = embedded_source(folder)
+    with pytest.raises(InvalidInputError, match="no effect"):
+        camrt.export(source, folder / "none.onnx", calibration=embedded_inputs(1, seed=2), **arguments)
+
+
 def test_int8_needs_pictures(plain: Bundle, folder: Path) -> None:
     source, arguments = embedded_source(folder)
     with pytest.raises(InvalidInputError, match="calibration=FOLDER"):
@@ -276,6 +282,10 @@ def test_int8_needs_pictures(plain: Bundle, folder: Path) -> None:
         camrt.export(source, folder / "none.onnx", precision="int8", calibration=folder / "empty", **arguments)
     with pytest.raises(InvalidInputError, match="shape"):
         camrt.export(source, folder / "none.onnx", precision="int8", calibration=np.zeros((1, 3, 5, 5)), **arguments)
+    ragged, holes = [np.zeros((3, 5, 5)), np.zeros((3, 5, 6))], np.full((1, 3, 64, 64), np.nan)
+    for wrong, match in ((ragged, "no array"), (holes, "not finite")):
+        with pytest.raises(InvalidInputError, match=match):
+            camrt.export(source, folder / "none.onnx", precision="int8", calibration=wrong, **arguments)
     assert not (folder / "none.onnx").exists()
 
 

@@ -339,3 +339,15 @@ def test_max_shares_ties() -> None:
     _, backward = gradient_model(Case("Max", (3,), inputs=("x", "x")), TensorProto.DOUBLE)
     (dx,) = evaluator(backward).run(None, {"x": np.array([[1.0, 2.0, 3.0]]), "dy": np.ones((1, 3))})
     assert dx.tolist() == [[1, 1, 1]]
+
+
+def test_layer_normalization_of_half_squares_in_single() -> None:
+    rng = np.random.default_rng(0)
+    case = Case("LayerNormalization", (64,), {"s": np.ones(64)}, {"axis": -1}, ("x", "s"), name="half")
+    x, dy = 1000 * rng.standard_normal((3, 64)), rng.standard_normal((3, 64))
+    (exact,) = evaluator(gradient_model(case, TensorProto.DOUBLE)[1]).run(None, {"x": x, "dy": dy})
+    half = {"x": x.astype(np.float16), "dy": dy.astype(np.float16)}
+    with np.errstate(over="ignore"):  # the reference's forward LayerNormalization squares in half
+        (found,) = evaluator(gradient_model(case, TensorProto.FLOAT16)[1]).run(None, half)
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(found, exact, rtol=0, atol=5e-3 * np.abs(exact).max())

@@ -29,6 +29,15 @@ def sized(name: str, size: tuple[int, int], **attributes: Any) -> dict[str, Any]
     return row("Resize", name, (2, 5, 6), constants=constants, inputs=("x", "", "", "z"), axes=[2, 3], **attributes)
 
 
+def scaled(name: str, axes: list[int], scales: tuple[float, ...], **attributes: Any) -> dict[str, Any]:
+    constants = {"s": np.array(scales, np.float32)}
+    return row("Resize", name, (2, 5, 6), constants=constants, inputs=("x", "", "s"), axes=axes, **attributes)
+
+
+def along_the_batch(op: str, **attributes: Any) -> tuple[dict[str, Any], str]:
+    return row(op, "batch", **attributes), "along the batch"
+
+
 def reduced(op: str, name: str = "", axes: tuple[int, ...] = (2, 3), low: float = 0.3, **more: Any) -> dict[str, Any]:
     return row(op, name, constants={"a": np.array(axes)}, inputs=("x", "a"), low=low, **more)
 
@@ -73,6 +82,17 @@ ROWS = [
     row("AveragePool", "asymmetric-include", (3, 8, 7), kernel_shape=[3, 3], strides=[2, 2], pads=[0, 1, 2, 1], count_include_pad=1),
     row("AveragePool", "ceil-pads", (3, 8, 8), kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1], ceil_mode=1),
     row("AveragePool", "gaps", (3, 9, 8), kernel_shape=[2, 2], strides=[3, 3]),
+    row("MaxPool", "whole", (3, 5, 4), kernel_shape=[5, 4], strides=[1, 1]),
+    row("MaxPool", "one-window", (3, 6, 5), kernel_shape=[4, 3], strides=[3, 3], pads=[1, 0, 0, 0]),
+    row("MaxPool", "1d", (3, 9), kernel_shape=[3], strides=[2], pads=[1, 1]),
+    row("MaxPool", "1d-tiles", (3, 8), kernel_shape=[2], strides=[2]),
+    row("AveragePool", "whole", (3, 5, 4), kernel_shape=[5, 4], strides=[1, 1]),
+    row("AveragePool", "one-window", (3, 6, 5), kernel_shape=[4, 3], strides=[3, 3], pads=[1, 0, 0, 0]),
+    row("AveragePool", "one-row", (3, 5, 7), kernel_shape=[5, 3], strides=[1, 2]),
+    row("AveragePool", "1d", (3, 9), kernel_shape=[3], strides=[2], pads=[1, 1]),
+    row("AveragePool", "1d-include", (3, 9), kernel_shape=[4], strides=[3], pads=[0, 2], count_include_pad=1),
+    row("AveragePool", "1d-tiles", (3, 8), kernel_shape=[2], strides=[2]),
+    row("Pow", "zero", constants={"n": np.float64(0)}, inputs=("x", "n")),
     weighted("Conv", "1d", (3, 9), (4, 3, 3), pads=[1, 1]),
     weighted("Conv", "1d-strided", (3, 10), (4, 3, 3), pads=[1, 1], strides=[2]),
     weighted("Conv", "1d-dilated-groups", (4, 10), (4, 2, 3), pads=[2, 2], dilations=[2], group=2),
@@ -100,6 +120,9 @@ ROWS = [
     sized("sizes", (9, 4), mode="linear"),
     sized("sizes-corners", (10, 11), mode="linear", coordinate_transformation_mode="align_corners"),
     sized("sizes-nearest", (10, 18), **_UP),
+    scaled("columns-only", [3], (1.5,), mode="linear"),
+    scaled("axes-swapped", [3, 2], (1.5, 2), mode="linear"),
+    sized("sizes-swapped", (12, 9), mode="linear") | {"attributes": {"axes": [3, 2], "mode": "linear"}},
 ]  # fmt: skip
 
 REFUSED = [
@@ -109,6 +132,19 @@ REFUSED = [
     (weighted("Conv", "3d", (2, 4, 4, 4), (3, 2, 2, 2, 2)), "one or two dimensions"),
     (weighted("ConvTranspose", "1d", (3, 5), (3, 4, 2)), "two dimensions"),
     (weighted("ConvTranspose", "grown", (3, 4, 5), (3, 4, 2, 2), strides=[2, 2], output_shape=[13, 15]), "larger"),
-    (row("AveragePool", "1d", (3, 8), kernel_shape=[2], strides=[2]), "rank 1"),
-    (row("ReduceL2", "batch", constants={"a": np.array([0])}, inputs=("x", "a")), "batch"),
+    (row("AveragePool", "same-gaps", (3, 6, 6), kernel_shape=[1, 1], strides=[3, 3], auto_pad="SAME_UPPER"), "auto_pad"),
+    (row("AveragePool", "3d", (3, 4, 4, 4), kernel_shape=[2, 2, 2]), "rank 3"),
+    (sized("halfway", (3, 6), mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="round_prefer_ceil")
+     | {"shape": (2, 7, 6), "constants": {"z": np.array([2, 6])}}, "almost halfway"),
+    (row("ReduceSum", "none", inputs=("x",), noop_with_empty_axes=1), "no axis"),
+    (row("ReduceMean", "all", inputs=("x",)), "along the batch"),
+    (row("Einsum", "two-lengths", (3, 5, 4), constants={"w": RNG.standard_normal((3, 1))}, inputs=("x", "w"),
+         equation="nchw,ch->nw"), "two lengths of 'h'"),
+    (row("Einsum", "batch", (4,), constants={"w": RNG.standard_normal((2, 3))}, inputs=("x", "w"), equation="nc,nd->cd"),
+     "along the batch"),
+    (row("CumSum", "batch", constants={"a": np.array(-4)}, inputs=("x", "a")), "along the batch"),
+    *[along_the_batch(op, constants={"a": np.array([-4, 2])}, inputs=("x", "a"))
+      for op in ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2")],
+    *[along_the_batch(op, axis=0) for op in ("Softmax", "LogSoftmax", "LpNormalization")],
+    along_the_batch("LayerNormalization", constants={"s": np.ones((1, 3, 5, 4))}, inputs=("x", "s"), axis=0),
 ]  # fmt: skip

@@ -108,7 +108,19 @@ def windows(path: Path, batch: int) -> Path:
     return w.save(path, (batch, 3, 32, 32))
 
 
-BUILDERS = [class_token, expanded_gate, resized, repeated_constant, sliced, windows]
+def expanded_constants(path: Path, batch: int) -> Path:
+    """A position embedding and a class token of one row that Expand repeats for the batch of the file."""
+    w = GraphWriter()
+    tokens = w.add("Reshape", "flat", stem(w), w.constant("flat_shape", np.array([batch, 6, 256])))
+    rows = w.add("Expand", "rows", w.weight("position", 6, 256), w.constant("rows_shape", np.array([batch, 1, 1])))
+    tokens = w.add("Transpose", "tokens", w.add("Add", "placed", tokens, rows), perm=[0, 2, 1])
+    token = w.add("Expand", "token", w.weight("cls", 1, 1, 6), w.constant("token_shape", np.array([batch, 1, 6])))
+    tokens = w.add("Softmax", "soft", w.add("Concat", "all", token, tokens, axis=1), axis=1)
+    head(w, w.add("ReduceMax", "peak", tokens, w.constant("positions", np.array([1])), keepdims=0), 6)
+    return w.save(path, (batch, 3, 32, 32))
+
+
+BUILDERS = [class_token, expanded_constants, expanded_gate, resized, repeated_constant, sliced, windows]
 
 
 @pytest.mark.parametrize("batch", [1, 2])

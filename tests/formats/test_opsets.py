@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import helper
 
+from camrt.errors import UnsupportedModelError
 from tests.exporter.graphs import GraphWriter
 from tests.exporter.tensorrt_operators import forbidden_operators
 from tests.formats.checks import check_batch, check_gradients, check_outputs, exported
@@ -148,3 +149,40 @@ def test_old_ir_versions_with_and_without_their_weights_among_the_inputs(
     assert [value.name for value in onnx.load(bundle.path).graph.input] == ["image", "class_index"]
     assert bundle.manifest.target_layers == expected.manifest.target_layers
     check_outputs(source, bundle)
+
+
+def resizing(path: Path, opset: int, factors: tuple[float, float], mode: str) -> Path:
+    w = GraphWriter(opset=opset)
+    value, scales = w.conv("c1", "image", (3, 4), 3, 2), np.array([1, 1, *factors], np.float32)
+    if opset == 7:
+        value = w.add("Upsample", "resized", value, scales=scales.tolist(), mode=mode)
+    elif opset <= 10:
+        operator = "Resize" if opset == 10 else "Upsample"
+        value = w.add(operator, "resized", value, w.constant("scales", scales), mode=mode)
+    else:
+        rounding = {"nearest_mode": "ceil" if min(factors) < 1 else "floor"}
+        modes = {"mode": mode, "coordinate_transformation_mode": "asymmetric", **rounding}
+        value = w.add("Resize", "resized", value, "", w.constant("scales", scales), **modes)
+    flat = w.add("Flatten", "flat", w.add("GlobalMaxPool", "largest", w.conv("c2", value, (4, 4))))
+    w.add("Gemm", "logits", flat, w.weight("fc", 5, 4), w.weight("fc_bias", 5), transB=1)
+    return w.save(path, ("N", 3, 20, 20), {"logits": ["N", 5]})
+
+
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+@pytest.mark.parametrize(
+    ("opset", "factors"),
+    [(7, (2, 3)), (7, (1.5, 2.5)), (9, (2, 3)), (9, (1.5, 2.5)), (10, (1.5, 3)), (10, (0.5, 0.6))],
+)
+def test_old_resizing_keeps_its_coordinates(
+    opset: int, factors: tuple[float, float], mode: str, tmp_path: Path
+) -> None:
+    source = resizing(tmp_path / "source.onnx", opset, factors, mode)
+    bundle = exported(source, ["c1"])
+    check_outputs(source, bundle, 2)
+    check_gradients(resizing(tmp_path / "modern.onnx", 18, factors, mode), bundle)
+
+
+def test_old_resizing_that_rounds_both_ways_is_refused(tmp_path: Path) -> None:
+    source = resizing(tmp_path / "source.onnx", 10, (2, 0.5), "nearest")
+    with pytest.raises(UnsupportedModelError, match="shrinks along another"):
+        exported(source, ["c1"])

@@ -194,3 +194,13 @@ def test_the_extension_checks_shapes_itself():
         kernels.fuse_layers([array[0], array[0, :1]], 4, 4, _native.Fusion.product, _native.Order.normalize_twice)
     with pytest.raises(TypeError):
         kernels.normalize(array[0].astype(np.float64))
+
+
+@pytest.mark.parametrize("order", [_native.Order.normalize_twice, _native.Order.resize_once])
+@pytest.mark.parametrize("size", [(1, (1 << 24) + 1), ((1 << 24) + 1, 1), (1, (1 << 18) + 1)])
+def test_the_kernel_itself_refuses_to_fuse_what_is_too_wide(order: _native.Order, size: tuple[int, int]) -> None:
+    kernels = _native.Kernels(1)
+    layers = [np.zeros((1, 1 << 10, 1), np.float32)]
+    with pytest.raises(ValueError, match="too wide for so many rows"):
+        kernels.fuse_layers(layers, *size, _native.Fusion.product, order)
+    assert kernels.fuse_layers(layers, 1, 1 << 16, _native.Fusion.product, order)[0].shape == (1, 1, 1 << 16)

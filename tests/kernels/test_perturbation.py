@@ -43,6 +43,14 @@ def test_pixels_of_equal_relevance_stay_together(any_backend: KernelBackend):
     assert np.flatnonzero(least).tolist() == [6, 7]  # all six zeros go although a fifth of eight pixels was asked for
 
 
+def test_a_quantile_may_lie_between_two_neighbouring_floats(any_backend: KernelBackend):
+    low = np.float32(0.3)
+    middle = np.nextafter(low, np.float32(1))
+    for pair in ([low, middle], [middle, np.nextafter(middle, np.float32(1))]):  # their means round down once, up once
+        most = any_backend.keep_masks(np.float32([[pair]]), [0.5])[0, 0]
+        assert most.tolist() == [[True, False]]
+
+
 @pytest.mark.parametrize("fractions", FRACTIONS, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_keep_masks(any_backend: KernelBackend, size, fractions):

@@ -11,6 +11,7 @@ from tests.kernels.arrays import layer, maps
 
 A, G = layer(1, 2, 2, 3, 4, 5)
 MAPS = maps(2, 2, 4, 5)
+TALL = maps(1, 1, 1019, 2)
 MATRIX = np.float32([[1, 0, 0], [0, 1, 0]])
 NAN_MATRIX = MATRIX * np.float32(np.nan)
 
@@ -36,6 +37,10 @@ REFUSED = {
     "layer map of rank 2": (lambda b: b.fuse_layers([MAPS, MAPS[0]], (4, 4)), r"layer_maps\[1\] has shape \(4, 5\)"),
     "output size 0": (lambda b: b.fuse_layers([MAPS], (4, 0)), r"output_size is \(4, 0\)"),
     "output size negative": (lambda b: b.resize(MAPS, (-1, 4)), r"output_size is \(-1, 4\)"),
+    "output size too long": (lambda b: b.fuse_layers([MAPS], (1 << 24 | 1, 1)), "at most 16777216"),
+    "output size too long to resize": (lambda b: b.resize(MAPS, (1, 1 << 24 | 1)), "at most 16777216"),
+    "output size too long to warp": (lambda b: b.warp_affine(MAPS, MATRIX, (1, 1 << 24 | 1)), "at most 16777216"),
+    "output size too wide": (lambda b: b.fuse_layers([TALL, MAPS[:1]], (1, 1 << 20)), "at most 262400 columns"),
     "matrix shape": (lambda b: b.warp_affine(MAPS, MATRIX.T.copy(), (4, 4)), r"matrix of shape \(3, 2\)"),
     "matrix dtype": (lambda b: b.warp_affine(MAPS, MATRIX.astype(np.float64), (4, 4)), "matrix .*float64"),
     "matrix not finite": (lambda b: b.warp_affine(MAPS, NAN_MATRIX, (4, 4)), "all finite"),

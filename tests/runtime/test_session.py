@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -56,18 +57,47 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 def test_the_number_of_open_sessions_is_bounded(
     bundle: Bundle, opened: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundle_session, "MAX_SESSIONS", 2)
+    monkeypatch.setattr(bundle_session, "SPARE_GRAPHS", 0)
     session = open_session(bundle.path, threads=1)
-    first = session.run(images(), np.array([0, 1]), LAYERS[:1])
-    for layers in (LAYERS[1:2], LAYERS[2:]):
-        session.run(images(), np.array([0, 1]), layers)
-        session.run(images(), np.array([0, 1]), layers)
-    assert len(opened) == 3
-    session.run(images(), np.array([0, 1]), LAYERS[2:])
-    assert len(opened) == 3  # still open
-    again = session.run(images(), np.array([0, 1]), LAYERS[:1])
-    assert len(opened) == 4  # was closed
+    classes = np.array([0, 1])
+    session.predict(images())
+    session.run(images(), classes, LAYERS)
+    first = session.run(images(), classes, LAYERS[:1])
+    for derivatives in (0, 1):  # with those before four choices, and the bundle has room for 1 + 3
+        session.run(images(), classes, LAYERS[1:2], derivatives)
+    session.run(images(), classes, LAYERS[2:])
+    assert len(opened) == 6
+    session.run(images(), classes, LAYERS[:1])  # the one opened first is not the one used last
+    session.run(images(), classes, LAYERS[:2])
+    assert len(opened) == 7
+    session.run(images(), classes, LAYERS[:1])
+    assert len(opened) == 7  # still open
+    session.run(images(), classes, LAYERS[1:2], 0)
+    assert len(opened) == 8  # was closed
+    for layers in (LAYERS[1:], LAYERS[::2], LAYERS[1:2]):
+        session.prepare(layers)
+    count = len(opened)
+    session.predict(images())
+    session.run(images(), classes, LAYERS)
+    assert len(opened) == count  # whatever else is opened, these stay
+    again = session.run(images(), classes, LAYERS[:1])
+    assert len(opened) == count + 1
     np.testing.assert_array_equal(again.layers[0].gradients, first.layers[0].gradients)
+
+
+@pytest.mark.parametrize("derivatives", [0, 1])
+def test_orders_of_layers_are_one_choice(bundle: Bundle, opened: list[bytes], derivatives: int) -> None:
+    session = open_session(bundle.path, threads=1)
+    classes = np.array([0, 4])
+    inputs = images()
+    wanted = {layer.name: layer for layer in session.run(inputs, classes, LAYERS, derivatives).layers}
+    for order in itertools.permutations(LAYERS):
+        layers = session.run(inputs, classes, order, derivatives).layers
+        assert tuple(layer.name for layer in layers) == order
+        for layer in layers:
+            np.testing.assert_array_equal(layer.activations, wanted[layer.name].activations)
+            np.testing.assert_array_equal(layer.gradients, wanted[layer.name].gradients)
+    assert len(opened) == 1
 
 
 def test_sessions_are_opened_when_needed_and_once(bundle: Bundle, opened: list[bytes]) -> None:

@@ -34,19 +34,29 @@ def image(seed: int = 0) -> FloatArray:
 
 
 class GatedExplainer:
-    """The embedded model, which starts a run only when ``gate`` is open, and notes the size of every run."""
+    """The embedded model, which starts a run only when ``gate`` is open, and notes the size of every run.
+
+    Attributes:
+        runs: images of every run.
+        classes: class indices of every explaining run.
+        prepared: name of the thread of every call of prepare.
+    """
 
     def __init__(self, before: Callable[[FloatArray], None] = lambda _: None) -> None:
         self.manifest = explainer().manifest
         self.gate = threading.Event()
         self.entered = threading.Event()
         self.runs: list[int] = []
+        self.classes: list[list[int]] = []
+        self.prepared: list[str] = []
         self.before = before
 
     def prepare(self, plan: Plan) -> None:
+        self.prepared.append(threading.current_thread().name)
         explainer().prepare(plan)
 
     def explain_batch(self, inputs: FloatArray, class_indices: IntArray, plan: Plan) -> BatchResult:
+        self.classes.append(class_indices.tolist())
         self._enter(inputs)
         return explainer().explain_batch(inputs, class_indices, plan)
 

@@ -14,6 +14,7 @@ from PIL import Image
 import camrt
 from camrt.errors import CamrtError, ImageError, InvalidInputError
 from camrt.explainer import sample_image_path
+from camrt.explainer.arguments import MAX_OUTPUT_SIDE
 from camrt.server.codec import (
     Decoded,
     Output,
@@ -192,11 +193,32 @@ def test_sizes() -> None:
     assert output_size(output(space="ORIGINAL"), decoded) == (20, 30)
     assert output_size(output(space="INPUT"), decoded) == (8, 9)
     assert output_size(output(space="GIVEN", size=(5, 6)), decoded) == (5, 6)
-    check_output_size(output(), decoded, 2, 600, 1200)
-    check_output_size(output("PNG"), decoded, 2, 600, 1)
-    for encoding, maps, pixels, most in (("UINT8", 2, 599, 1200), ("UINT8", 2, 600, 1199), ("FLOAT32", 1, 600, 2399)):
+    check_output_size(output(), decoded, 2, 1200, 1200)
+    check_output_size(output("PNG"), decoded, 2, 1200, 1)
+    check_output_size(output(), decoded, 2, 1200, 1230, 30)
+    for encoding, maps, pixels, most in (
+        ("UINT8", 2, 1199, 1200),
+        ("UINT8", 2, 1200, 1199),
+        ("FLOAT32", 1, 600, 2399),
+        ("PNG", 2, 1199, 10**6),
+        ("OVERLAY_JPEG", 32, 19_199, 10**6),
+    ):
         with pytest.raises(InvalidInputError, match="too large"):
             check_output_size(output(encoding), decoded, maps, pixels, most)
+    with pytest.raises(InvalidInputError, match="1230 bytes"):
+        check_output_size(output(), decoded, 2, 1200, 1230, 31)
+
+
+@pytest.mark.parametrize("size", [(1, MAX_OUTPUT_SIDE + 1), (MAX_OUTPUT_SIDE + 1, 1), (2, 24_000_000)])
+@pytest.mark.parametrize("encoding", ["UINT8", "PNG", "OVERLAY_JPEG"])
+def test_sides(encoding: str, size: tuple[int, int]) -> None:
+    given = output(encoding, "GIVEN", size)
+    decoded = Decoded(np.zeros((3, 8, 9), np.float32), None, size)
+    for wanted in (given, output(encoding, "ORIGINAL")):
+        with pytest.raises(InvalidInputError, match="at most 16384 pixels"):
+            check_output_size(wanted, decoded, 1, 10**9, 10**9)
+    check_output_size(output(encoding, "INPUT"), decoded, 1, 10**9, 10**9)
+    check_output_size(output(encoding, "GIVEN", (MAX_OUTPUT_SIDE, 1)), decoded, 1, 10**9, 10**9)
 
 
 def test_masks_and_maps_of_the_model_input_size() -> None:

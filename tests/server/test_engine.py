@@ -85,6 +85,126 @@ def test_several_classes_of_one_image_share_a_forward_pass() -> None:
     with_engine(test, max_batch=2)
 
 
+async def queued(engine: Engine, count: int) -> None:
+    """Until so many requests wait for a worker."""
+    until = time.monotonic() + 20
+    while len(engine._cheap) < count and time.monotonic() < until:
+        await asyncio.sleep(0.002)
+    assert len(engine._cheap) == count
+
+
+def test_after_every_turn_of_many_classes_those_that_wait_have_theirs() -> None:
+    async def test(engine: Engine) -> None:
+        model, stub = gated()
+        many = asyncio.create_task(engine.explain(work(model, image(), 0, 1, 2, 3, 4)))
+        await entered(stub)
+        ordinary = [asyncio.create_task(engine.explain(work(model, image(n), 5))) for n in range(2)]
+        await queued(engine, 2)
+        others = asyncio.create_task(engine.explain(work(model, image(), 2, 1, 0)))
+        await queued(engine, 3)
+        stub.gate.set()
+        result = await many
+        await asyncio.gather(*ordinary, others)
+        assert stub.classes == [[0, 1], [5, 5], [2, 1], [2, 3], [0], [4]]
+        assert [item.class_index for item in result.explanations] == [0, 1, 2, 3, 4]
+        assert result.queue_seconds > 0
+
+    with_engine(test, max_batch=2)
+
+
+def test_turns_are_short_while_short_requests_wait() -> None:
+    async def test(engine: Engine) -> None:
+        model, stub = gated()
+
+        async def request(*classes: int) -> ExplainResult:
+            with engine.admit(1, model=model):
+                return await engine.explain(work(model, image(), *classes))
+
+        classes = [n % 6 for n in range(21)]
+        many = asyncio.create_task(request(*classes))
+        await entered(stub)
+        ordinary = asyncio.create_task(request(5))
+        await queued(engine, 1)
+        stub.gate.set()
+        result, _ = await asyncio.gather(many, ordinary)
+        assert [len(run) for run in stub.classes] == [8, 1, 2, 8, 3]
+        assert [item.class_index for item in result.explanations] == classes
+
+    with_engine(test)
+
+
+def test_the_images_of_a_request_with_several_classes_have_one_turn_together() -> None:
+    async def test(engine: Engine) -> None:
+        model, stub = gated()
+        with engine.admit(1, 2):
+            images = [asyncio.create_task(engine.explain(work(model, image(n), 0, 1, 2, n + 3))) for n in range(2)]
+        await entered(stub)
+        ordinary = asyncio.create_task(engine.explain(work(model, image(), 5)))
+        await queued(engine, 1)
+        stub.gate.set()
+        await asyncio.gather(*images, ordinary)
+        assert stub.classes == [[0, 1], [5], [0, 1], [2, 3], [2, 4]]
+
+    with_engine(test, max_batch=2)
+
+
+def test_the_last_class_of_many_joins_a_batch() -> None:
+    async def test(engine: Engine) -> None:
+        model, stub = gated()
+        many = asyncio.create_task(engine.explain(work(model, image(), 0, 1, 2)))
+        await entered(stub)
+        ordinary = asyncio.create_task(engine.explain(work(model, image(1), 5)))
+        await queued(engine, 1)
+        stub.before = lambda _: time.sleep(0.05)
+        stub.gate.set()
+        await asyncio.gather(many, ordinary)
+        assert stub.classes == [[0, 1], [5], [2]]
+        assert stub.runs == [1, 1, 1]
+
+    with_engine(test, max_batch=2)
+
+
+def test_many_classes_whose_caller_goes_away_leave_the_queue() -> None:
+    async def test(engine: Engine) -> None:
+        model, stub = gated()
+        with engine.admit(1, model=model):
+            many = asyncio.create_task(engine.explain(work(model, image(), 0, 1, 2, 3)))
+            await entered(stub)
+            assert engine._admission.items == 4
+            many.cancel()
+            await asyncio.gather(many, return_exceptions=True)
+        stub.gate.set()
+        assert (await engine.explain(work(model, image(), 5))).batch_size == 1
+        assert stub.classes == [[0, 1], [5]]
+        assert (engine.in_flight, engine._admission.items, engine._admission.arriving) == (0, 0, 0)
+
+    with_engine(test, max_batch=2)
+
+
+def test_classes_count_as_so_many_explanations() -> None:
+    async def test(engine: Engine) -> None:
+        model, stub = gated()
+
+        async def request(*classes: int) -> ExplainResult:
+            with engine.admit(1, model=model):
+                return await engine.explain(work(model, image(), *classes))
+
+        first = asyncio.create_task(request(0, 1, 2, 3))
+        await entered(stub)
+        with pytest.raises(OverloadedError, match="5 explanations"):
+            await request(0, 1)
+        second = asyncio.create_task(request(5))
+        await asyncio.sleep(0)
+        with pytest.raises(OverloadedError, match="5 explanations"):
+            await request(5)
+        stub.gate.set()
+        await asyncio.gather(first, second)
+        await request(0, 1, 2, 3, 4, 5)  # alone, even many are taken
+        assert engine._admission.items == 0
+
+    with_engine(test, queue_items=5)
+
+
 def test_predictions_batch_among_themselves() -> None:
     async def test(engine: Engine) -> None:
         model, stub = gated()
@@ -233,7 +353,7 @@ def test_admission_counts_items_and_bytes() -> None:
             with pytest.raises(OverloadedError, match="bytes") as refused, engine.admit(200):
                 pass
             assert refused.value.retry_after_ms >= 50
-            with engine.admit(50), pytest.raises(OverloadedError, match="3 images"), engine.admit(1):
+            with engine.admit(50), pytest.raises(OverloadedError, match="3 explanations"), engine.admit(1):
                 pass
         assert engine.in_flight == 0
         with engine.admit(5000):  # alone, even a large one is taken
@@ -242,9 +362,13 @@ def test_admission_counts_items_and_bytes() -> None:
     with_engine(test, queue_items=3, queue_bytes=1024, message_bytes=1024)
 
 
-def paced(engine: Engine, seconds: float) -> None:
-    """As if the last batches had taken so long an image."""
-    engine._seconds_an_item = seconds
+def paced(engine: Engine, model: LoadedModel, seconds: float) -> None:
+    """As if the model's last batches had taken so long an explanation."""
+    engine._cheap._seconds[model] = seconds
+
+
+def pace(engine: Engine, model: LoadedModel) -> float:
+    return engine._cheap.seconds_each(model)
 
 
 def test_the_pace_is_that_of_the_last_batches() -> None:
@@ -252,15 +376,52 @@ def test_the_pace_is_that_of_the_last_batches() -> None:
         model, stub = gated(lambda _: time.sleep(0.1))
         stub.gate.set()
         await engine.explain(work(model, image()))
-        assert 0.1 <= engine._seconds_an_item < 5
+        assert 0.1 <= pace(engine, model) < 5
 
     with_engine(test)
 
 
+def test_the_pace_counts_explanations_and_not_requests() -> None:
+    async def test(engine: Engine) -> None:
+        model, stub = gated(lambda _: time.sleep(0.3))
+        stub.gate.set()
+        await engine.explain(work(model, image(), 0, 1, 2, 3, 4, 5))
+        assert 0.05 <= pace(engine, model) < 0.25
+
+    with_engine(test)
+
+
+def test_every_model_has_a_pace_of_its_own() -> None:
+    async def test(engine: Engine) -> None:
+        (large, stub), small = gated(lambda _: time.sleep(0.2)), loaded()
+        stub.gate.set()
+        await engine.explain(work(small, image()))
+        known = pace(engine, small)
+        await engine.explain(work(large, image()))
+        assert pace(engine, small) == known < 0.2 < pace(engine, large)
+        paced(engine, small, 0.01)
+        paced(engine, large, 10.0)
+        soon = time.monotonic() + 5
+        with engine.admit(1, model=small):
+            with engine.admit(1, deadline=soon, model=small):
+                pass
+            with pytest.raises(OverloadedError, match="deadline"), engine.admit(1, deadline=soon, model=large):
+                pass
+        with (
+            engine.admit(1, model=large),
+            pytest.raises(OverloadedError, match="deadline"),
+            engine.admit(1, deadline=soon, model=small),
+        ):
+            pass
+
+    with_engine(test, queue_ms=1e9)
+
+
 def test_what_would_wait_too_long_is_refused() -> None:
     async def test(engine: Engine) -> None:
-        paced(engine, 1.0)
-        with engine.admit(1), engine.admit(1), engine.admit(1):
+        model = loaded()
+        paced(engine, model, 1.0)
+        with engine.admit(1, model=model), engine.admit(1, model=model), engine.admit(1, model=model):
             refused = engine.admit(1)
             with pytest.raises(OverloadedError, match="wait"), refused:
                 pass
@@ -271,7 +432,7 @@ def test_what_would_wait_too_long_is_refused() -> None:
 def test_several_images_of_a_request_count_as_so_many() -> None:
     async def test(engine: Engine) -> None:
         with engine.admit(10, 3):
-            with pytest.raises(OverloadedError, match="3 images"), engine.admit(10, 3):
+            with pytest.raises(OverloadedError, match="3 explanations"), engine.admit(10, 3):
                 pass
             with engine.admit(10, 2):
                 assert engine.in_flight == 2
@@ -304,15 +465,16 @@ def test_decoded_images_count_beside_the_bytes_of_their_message() -> None:
 
 def test_what_cannot_be_answered_in_time_is_refused_at_once() -> None:
     async def test(engine: Engine) -> None:
-        paced(engine, 10.0)
+        model = loaded()
+        paced(engine, model, 10.0)
         soon, later = time.monotonic() + 15, time.monotonic() + 1000
-        with engine.admit(1, deadline=soon):  # nobody is before it
-            with engine.admit(1, deadline=later), engine.admit(1):
+        with engine.admit(1, 1, soon, model):  # nobody is before it
+            with engine.admit(1, 1, later, model), engine.admit(1):
                 pass
-            with pytest.raises(OverloadedError, match="deadline") as refused, engine.admit(1, deadline=soon):
+            with pytest.raises(OverloadedError, match="deadline") as refused, engine.admit(1, 1, soon, model):
                 pass
             assert refused.value.retry_after_ms == 5000
-            with pytest.raises(OverloadedError, match="deadline"), engine.admit(1, 200, later):
+            with pytest.raises(OverloadedError, match="deadline"), engine.admit(1, 200, later, model):
                 pass
         assert registry.get_sample_value("camrt_rejected_total", {"reason": "too_late"}) == 2
 
@@ -323,23 +485,25 @@ def test_what_cannot_be_answered_in_time_is_refused_at_once() -> None:
 
 def test_a_slow_run_does_not_shut_out_who_comes_alone() -> None:
     async def test(engine: Engine) -> None:
-        paced(engine, 1000.0)
+        model = loaded()
+        paced(engine, model, 1000.0)
         for _ in range(3):
-            with engine.admit(1, deadline=time.monotonic() + 30):
-                await engine.explain(work(loaded(), image()))
-        assert engine._seconds_an_item < 1000
+            with engine.admit(1, 1, time.monotonic() + 30, model):
+                await engine.explain(work(model, image()))
+        assert pace(engine, model) < 1000
 
     with_engine(test)
 
 
 def test_what_has_run_is_nothing_to_wait_for() -> None:
     async def test(engine: Engine) -> None:
-        with engine.admit(1), engine.admit(1):
-            await engine.explain(work(loaded(), image()))
-            paced(engine, 10.0)
-            with engine.admit(1, deadline=time.monotonic() + 25):
+        model = loaded()
+        with engine.admit(1, model=model), engine.admit(1, model=model):
+            await engine.explain(work(model, image()))
+            paced(engine, model, 10.0)
+            with engine.admit(1, 1, time.monotonic() + 25, model):
                 pass
-            with pytest.raises(OverloadedError), engine.admit(1, deadline=time.monotonic() + 15):
+            with pytest.raises(OverloadedError), engine.admit(1, 1, time.monotonic() + 15, model):
                 pass
 
     with_engine(test, queue_ms=1e9)
@@ -361,10 +525,10 @@ def test_expensive_methods_run_in_the_heavy_lane_within_their_budget() -> None:
             return await lane(nbytes, deadline, named)
 
         engine._heavy.run = noted  # type: ignore[method-assign]
-        with engine.admit(10), engine.admit(10):
-            paced(engine, 10.0)
+        with engine.admit(10, model=model), engine.admit(10, 2, model=model):
+            paced(engine, model, 10.0)
             result = await engine.explain(ExplainWork(model, image(), np.array([-1, 2]), scorecam))
-            with engine.admit(1, deadline=time.monotonic() + 25):  # an expensive request holds no worker
+            with engine.admit(1, 1, time.monotonic() + 25, model):  # an expensive request holds no worker
                 pass
         assert threads == {"camrt-heavy"}
         expected = explainer().explain(image()[None], [-1, 2], "scorecam", perturbation=Perturbation(channels=6))
@@ -523,6 +687,49 @@ def test_heavy_work_gives_way_in_proportion_to_its_share() -> None:
     started = time.monotonic()
     pace.give_way()
     assert time.monotonic() - started < 0.6
+
+
+def test_what_a_plan_needs_is_opened_where_nobody_waits_for_it() -> None:
+    async def test(engine: Engine) -> None:
+        model, stub = gated()
+        stub.gate.set()
+        manifest = explainer().manifest
+        await engine.explain(work(model, image()))
+        assert stub.prepared == []  # opened by the warm-up, and never closed
+        for base in ("eigencam", "gradcam++", "gradcam++"):
+            some = make_plan(manifest, "refinecam", base, "product", manifest.layer_names[:2], "normalize_twice")
+            await engine.explain(replace(work(model, image()), plan=some))
+        every = make_plan(manifest, "refinecam", "eigencam", "product", None, "normalize_twice")
+        await engine.explain(replace(work(model, image()), plan=every))
+        assert [name[:10] for name in stub.prepared] == ["camrt-open"] * 4
+
+    with_engine(test)
+
+
+def test_who_needs_nothing_opened_does_not_wait_for_what_is() -> None:
+    async def test(engine: Engine) -> None:
+        model, stub = gated()
+        stub.gate.set()
+        opening, opened = threading.Event(), threading.Event()
+
+        def prepare(plan: object) -> None:
+            opening.set()
+            assert opened.wait(20)
+
+        stub.prepare = prepare  # type: ignore[method-assign]
+        other = make_plan(explainer().manifest, "gradcam", "gradcam++", "product", None, "normalize_twice")
+        slow = asyncio.create_task(engine.explain(replace(work(model, image()), plan=other)))
+        assert await asyncio.to_thread(opening.wait, 20)
+        assert (await engine.explain(work(model, image()))).batch_size == 1
+        assert (await engine.predict(model, image(), None)).batch_size == 1
+        assert await engine.offload(lambda: 7) == 7
+        late = replace(work(model, image(), seconds=0.05), plan=other)
+        with pytest.raises(DeadlineError):
+            await engine.explain(late)
+        opened.set()
+        assert (await slow).batch_size == 1
+
+    with_engine(test)
 
 
 def test_offloaded_work_leaves_the_event_loop() -> None:

@@ -23,11 +23,11 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
 import camrt
+from camrt.cam import resolve_ranks
 from camrt.explainer import embedded_bundle_path, sample_image_path
 from camrt.inference import open_inference_pb2 as pb
 from camrt.server.errors import OverloadedError
 from camrt.server.open_inference import SERVICE_NAME
-from camrt.server.open_inference.inference import resolve_ranks
 from camrt.server.security import token_digest
 from camrt.types import AnyArray, FloatArray
 from camrt.v1 import explainer_pb2 as explainer_pb
@@ -229,9 +229,9 @@ def test_every_image_of_a_request_counts_in_admission(
     engine = server.app.engine
     admit = engine.admit
 
-    def noted(nbytes: int, items: int = 1, deadline: float | None = None) -> Any:
+    def noted(nbytes: int, items: int = 1, *others: Any) -> Any:
         admitted.append((nbytes, items))
-        return admit(nbytes, items, deadline)
+        return admit(nbytes, items, *others)
 
     engine.admit = noted  # type: ignore[method-assign]
     try:
@@ -560,6 +560,66 @@ def test_numbers_that_are_not_finite(client: triton.InferenceServerClient, tenso
     broken[1, 0, 3, 3] = np.nan
     with pytest.raises(InferenceServerException, match="not finite"):
         client.infer(MODEL, [triton_input("image", broken)])
+
+
+def test_numbers_that_overflow_inside_the_model(client: triton.InferenceServerClient, tensors: FloatArray) -> None:
+    image = triton_input("image", np.full_like(tensors[:1], 3e38))
+    for outputs in (None, [triton.InferRequestedOutput("logits")]):
+        with pytest.raises(InferenceServerException, match="logits of image 0 are not finite") as caught:
+            client.infer(MODEL, [image], outputs=outputs)
+        assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize("size", ["1x16385", "16385x1", "1x999999"])
+def test_narrow_maps_are_refused(client: triton.InferenceServerClient, tensors: FloatArray, size: str) -> None:
+    for outputs in (None, [triton.InferRequestedOutput("logits")]):
+        with pytest.raises(InferenceServerException, match="At most 16384 pixels a side"):
+            client.infer(MODEL, [triton_input("image", tensors[:1])], outputs=outputs, parameters={"output_size": size})
+    response = client.infer(MODEL, [triton_input("image", tensors[:1])], parameters={"output_size": "1x16384"})
+    assert response.as_numpy("saliency_map").shape == (1, 1, 1, 16384)
+
+
+def test_long_originals_are_refused(client: triton.InferenceServerClient) -> None:
+    long = triton_input("image", files(png(np.zeros((2, 16_385, 3), np.uint8))))
+    with pytest.raises(InferenceServerException, match="2x16385 are too large"):
+        client.infer(MODEL, [long], parameters={"output_size": "original"})
+    assert client.infer(MODEL, [long]).as_numpy("saliency_map").shape[2:] == (224, 224)
+
+
+def test_the_pixels_of_all_maps_are_counted(tensors: FloatArray) -> None:
+    with (
+        Loopback(output_pixels=4 * 224 * 224) as server,
+        triton.InferenceServerClient(server.address) as client,
+    ):
+        image = triton_input("image", tensors[:2])
+        assert client.infer(MODEL, [image], parameters={"top_k": 2}).as_numpy("saliency_map").shape[:2] == (2, 2)
+        with pytest.raises(InferenceServerException, match="6 maps of 224x224 are too large"):
+            client.infer(MODEL, [image], parameters={"top_k": 3})
+
+
+@pytest.mark.parametrize(("datatype", "field"), [("FP32", "fp32_contents"), ("UINT8", "uint_contents")])
+def test_many_typed_numbers_are_sent_back_to_raw_contents(
+    call: Callable[[pb.ModelInferRequest], pb.ModelInferResponse], datatype: str, field: str
+) -> None:
+    shape = {"FP32": (4, 3, 224, 224), "UINT8": (1, 419, 418, 3)}[datatype]
+    request = pb.ModelInferRequest()
+    image = request.inputs.add(name="image", datatype=datatype, shape=shape)
+    getattr(image.contents, field).extend([1] * int(np.prod(shape)))
+    with pytest.raises(grpc.RpcError) as caught:
+        call(request)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert f"in {field}. Send more than 524288 of them in raw_input_contents." in caught.value.details()
+
+
+def test_as_many_typed_numbers_as_are_taken(
+    call: Callable[[pb.ModelInferRequest], pb.ModelInferResponse], client: triton.InferenceServerClient
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 418, 418, 3), dtype=np.uint8)
+    request = pb.ModelInferRequest()
+    image = request.inputs.add(name="image", datatype="UINT8", shape=pixels.shape)
+    image.contents.uint_contents.extend(pixels.ravel().tolist())
+    raw = client.infer(MODEL, [triton_input("image", pixels)])
+    assert call(request).raw_output_contents[0] == raw.as_numpy("logits").tobytes()
 
 
 def test_images_of_several_sizes_have_no_common_original(client: triton.InferenceServerClient) -> None:

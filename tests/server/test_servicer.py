@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -20,8 +21,10 @@ import camrt
 from camrt.cam import CAM_METHODS, Perturbation
 from camrt.cam.methods import available_methods
 from camrt.explainer import embedded_bundle_path, sample_image_path
+from camrt.explainer.arguments import MAX_OUTPUT_SIDE
 from camrt.runtime import open_session
 from camrt.runtime.parity import Parity
+from camrt.server import encoding
 from camrt.server.errors import OverloadedError
 from camrt.server.models import LoadedModel
 from camrt.server.replies import model_message
@@ -343,6 +346,111 @@ def test_overlay_of_a_tensor_and_values_that_are_not_finite(stub, explainer: cam
     image.input.data = np.full_like(values, np.inf).tobytes()
     call = pb.ExplainRequest(image=image)
     assert failure(lambda: stub.Explain(call, timeout=SECONDS))[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def given(height: int, width: int, encoding: str = "UINT8") -> pb.OutputOptions:
+    kind = pb.MapEncoding.Value(f"MAP_ENCODING_{encoding}")
+    return pb.OutputOptions(space="OUTPUT_SPACE_GIVEN", output_height=height, output_width=width, encoding=kind)
+
+
+@pytest.mark.parametrize("encoding", ["PNG", "OVERLAY_PNG", "OVERLAY_JPEG"])
+def test_the_pixels_of_all_maps_are_counted_whatever_the_encoding(stub, sample: bytes, encoding: str) -> None:
+    four = pb.ClassSelection(indices=[0, 1, 2, 0])
+    allowed = request(sample, selection=four, output=given(500, 1000, encoding))
+    assert [item.prediction.class_index for item in stub.Explain(allowed, timeout=SECONDS).explanations] == [0, 1, 2, 0]
+    code, _, error = failure(
+        lambda: stub.Explain(request(sample, selection=four, output=given(500, 1001, encoding)), timeout=SECONDS)
+    )
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "At most 2000000 pixels" in error.details()
+
+
+@pytest.mark.parametrize("encoding", ["UINT8", "PNG", "OVERLAY_PNG", "OVERLAY_JPEG"])
+def test_narrow_maps(stub, sample: bytes, encoding: str) -> None:
+    longest = stub.Explain(request(sample, output=given(1, MAX_OUTPUT_SIDE, encoding)), timeout=SECONDS)
+    (explanation,) = longest.explanations
+    assert (explanation.saliency_map.height, explanation.saliency_map.width) == (1, MAX_OUTPUT_SIDE)
+    for size in ((1, MAX_OUTPUT_SIDE + 1), (MAX_OUTPUT_SIDE + 1, 1)):
+        long = request(sample, output=given(*size, encoding))
+        code, _, error = failure(partial(stub.Explain, long, timeout=SECONDS))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert "at most 16384 pixels" in error.details()
+
+
+@pytest.mark.parametrize("encoding", ["UINT8", "PNG", "OVERLAY_PNG", "OVERLAY_JPEG"])
+def test_long_images_have_maps_of_the_models_input(stub, encoding: str) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (70_000, 2), "red").save(stream, "PNG")
+    kind = pb.MapEncoding.Value(f"MAP_ENCODING_{encoding}")
+    original = request(stream.getvalue(), output=pb.OutputOptions(encoding=kind))
+    code, _, error = failure(lambda: stub.Explain(original, timeout=SECONDS))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "OUTPUT_SPACE_INPUT" in error.details()
+    own = pb.OutputOptions(encoding=kind, space="OUTPUT_SPACE_INPUT")
+    assert stub.Explain(request(stream.getvalue(), output=own), timeout=SECONDS).explanations[0].saliency_map.data
+
+
+def test_replies_above_the_message_limit(explainer: camrt.Explainer, sample: bytes) -> None:
+    """Some are refused before anything runs, the others when they are made; a stream goes on."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    pixels = pb.Tensor(data_type=pb.DATA_TYPE_UINT8, shape=noise.shape, data=noise.tobytes())
+    overlay = pb.OutputOptions(encoding=pb.MAP_ENCODING_OVERLAY_PNG)
+    large = pb.ExplainRequest(image=pb.Image(pixels=pixels), output=overlay, top_k=2)
+    layers = request(sample, return_layer_maps=True, top_k=6, output=pb.OutputOptions(space="OUTPUT_SPACE_INPUT"))
+    with (
+        serving(Models(shapes=explainer), message_bytes=350_000) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        stub = pb_grpc.ExplainerServiceStub(channel)
+        code, info, error = failure(lambda: stub.Explain(large, timeout=SECONDS))
+        assert (code, info.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT")
+        assert "350000 bytes" in error.details()
+        ran = server.engine.statistics.of("shapes", "1").executions
+        code, _, error = failure(lambda: stub.Explain(layers, timeout=SECONDS))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert server.engine.statistics.of("shapes", "1").executions == ran
+        one = pb.ExplainRequest(image=pb.Image(pixels=pixels), output=overlay)
+        size = stub.Explain(one, timeout=SECONDS).ByteSize()
+        ids = ("a", "b", "c" * (350_000 - size), "d")
+        messages = [
+            pb.ExplainStreamRequest(id=id, request=ask) for id, ask in zip(ids, (one, large, one, one), strict=True)
+        ]
+        replies = list(stub.ExplainStream(iter(messages), timeout=SECONDS))
+        assert [reply.WhichOneof("result") for reply in replies] == ["response", "error", "error", "response"]
+        assert tuple(reply.id for reply in replies) == ids
+        assert {reply.error.reason for reply in replies[1:3]} == {"INVALID_ARGUMENT"}
+
+
+@pytest.mark.parametrize("method", ["refinecam", "gradcam", "scorecam"])
+def test_values_that_overflow_inside_the_model(stub, explainer: camrt.Explainer, sample: bytes, method: str) -> None:
+    values = np.full(explainer.manifest.input_shape, 3e38, np.float32)
+    image = pb.Image(input=pb.Tensor(data_type=pb.DATA_TYPE_FLOAT32, shape=values.shape, data=values.tobytes()))
+    message = pb.ExplainRequest(image=image, options=pb.ExplanationOptions(method=method))
+    calls = [stub.Explain.future(request(sample), timeout=SECONDS) for _ in range(3)]
+    code, _, error = failure(lambda: stub.Explain(message, timeout=SECONDS))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "not finite" in error.details()
+    assert all(call.result().explanations for call in calls)  # perhaps of the same batch
+
+
+def test_a_caller_that_leaves_stops_the_encoding(server: Serving, stub, sample: bytes, monkeypatch) -> None:
+    encoded: list[int] = []
+    started = threading.Event()
+
+    def slow(*arguments):
+        encoded.append(1)
+        started.set()
+        time.sleep(0.3)
+        return pb.Explanation()
+
+    monkeypatch.setattr(encoding, "explanation_message", slow)
+    monkeypatch.setattr(encoding, "PIECE_PIXELS", 1)
+    call = stub.Explain.future(request(sample, top_k=4), timeout=SECONDS)
+    assert started.wait(20)
+    call.cancel()
+    time.sleep(1)
+    assert len(encoded) <= 2
+    assert server.engine.in_flight == 0
 
 
 def test_a_long_text_of_the_client_does_not_break_the_reply(stub, sample: bytes) -> None:

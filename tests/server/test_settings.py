@@ -50,6 +50,16 @@ def test_wrong_settings_are_named(flags: dict[str, object], message: str) -> Non
         load_settings(flags)
 
 
+def test_an_unknown_setting_names_those_there_are(tmp_path: Path) -> None:
+    (tmp_path / "near.toml").write_text("max_batchh = 3")
+    with pytest.raises(SettingsError, match=r"max_batchh: there is no such setting, but there is max_batch\b"):
+        load_settings({}, tmp_path / "near.toml")
+    (tmp_path / "far.toml").write_text("qqq = 3")
+    with pytest.raises(SettingsError) as error:
+        load_settings({}, tmp_path / "far.toml")
+    assert all(name in str(error.value) for name in ServerSettings.model_fields)
+
+
 def test_files_of_settings_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="Cannot read"):
         load_settings({}, tmp_path / "absent.toml")

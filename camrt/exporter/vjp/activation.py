@@ -17,7 +17,9 @@ from camrt.exporter.vjp.registry import (
     float_attribute,
     int_attribute,
     operand,
+    refuse_batch,
     register_vjp,
+    text_attribute,
     unsupported,
 )
 
@@ -25,7 +27,8 @@ from camrt.exporter.vjp.registry import (
 def keep_where(op: OpBuilder, condition: ir.Value, cotangent: ir.Value) -> ir.Value:
     """The cotangent where ``condition`` holds, else 0.
 
-    A product with the mask: ONNX Runtime's Where takes several times as long (benchmarks/bench_lowering.py).
+    A product with the mask: ONNX Runtime's Where takes several times as long (benchmarks/bench_lowering.py). But of an
+    infinity it would make NaN, so a cotangent that may hold some is masked by Where: see camrt.exporter.vjp.infinities.
     """
     if not op.lowering:
         return op("Where", condition, cotangent, op.scalar(0.0))
@@ -83,12 +86,13 @@ def hard_sigmoid(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients
 
 @register_vjp("HardSwish")
 def hard_swish(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
-    """y = x h, h = clip(x / 6 + 1/2, 0, 1); the slope is h + x / 6 where |x| < 3, h elsewhere."""
+    """y = x h, h = clip(x / 6 + 1/2, 0, 1); the slope is h + x / 6 where |x| < 3, h elsewhere, so 0 below -3."""
     x = operand(node)
     gate = op("HardSigmoid", x, alpha=1 / 6, beta=0.5)
     inside = op.cast(op("Less", op("Abs", x), op.scalar(3.0)))
     rise = op("Mul", op("Mul", x, op.scalar(1 / 6)), inside)
-    return [op("Mul", cotangent, op("Add", gate, rise))]
+    gradient = op("Mul", cotangent, op("Add", gate, rise))
+    return [gradient if op.lowering else keep_where(op, op("Greater", x, op.scalar(-3.0)), gradient)]
 
 
 @register_vjp("Tanh")
@@ -110,8 +114,7 @@ def erf(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
 def gelu(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
     """y = x Phi(x); dx = dy (Phi(x) + x phi(x)). With approximate="tanh", the derivative of the tanh formula."""
     x = operand(node)
-    approximate = node.attributes.get("approximate")
-    if approximate is not None and approximate.as_string() == "tanh":
+    if text_attribute(node, "approximate", "none") == "tanh":
         return [op("Mul", cotangent, _gelu_tanh_slope(op, x))]
     return [gelu_gradient(op, x, cotangent)]
 
@@ -200,6 +203,7 @@ def absolute(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
 def softmax(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
     """dx = y (dy - sum(dy y)) along the axis."""
     y, axis = node.outputs[0], int_attribute(node, "axis", -1)
+    refuse_batch(node, y, [axis])
     mean = op.reduce_sum(op("Mul", cotangent, y), [axis])
     return [op("Mul", y, op("Sub", cotangent, mean))]
 
@@ -208,6 +212,7 @@ def softmax(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
 def log_softmax(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
     """dx = dy - softmax(x) sum(dy) along the axis."""
     axis = int_attribute(node, "axis", -1)
+    refuse_batch(node, node.outputs[0], [axis])
     total = op.reduce_sum(cotangent, [axis])
     return [op("Sub", cotangent, op("Mul", op("Exp", node.outputs[0]), total))]
 

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from camrt.exporter.op_builder import OpBuilder
 from camrt.exporter.vjp.activation import keep_where
-from camrt.exporter.vjp.registry import Gradients, float_attribute, operand, register_vjp, unsupported
+from camrt.exporter.vjp.registry import Gradients, float_attribute, operand, register_vjp, unsupported, zeros_like
 
 _SELU_ALPHA, _SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
 
@@ -69,4 +69,4 @@ def mish(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
 @register_vjp("Sign", "Floor", "Ceil", "Round")
 def step(op: OpBuilder, _node: ir.Node, cotangent: ir.Value) -> Gradients:
     """Constant between its jumps; the gradient is 0, as PyTorch's."""
-    return [op("Mul", cotangent, op.scalar(0.0))]
+    return [zeros_like(op, cotangent)]

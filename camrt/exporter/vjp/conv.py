@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from camrt.exporter.lowering import Axis, conv_input_gradient
+from camrt.exporter.lowering import WindowAxis, conv_input_gradient
 from camrt.exporter.op_builder import OpBuilder
 from camrt.exporter.shapes import nominal_shape
 from camrt.exporter.vjp.registry import (
@@ -12,10 +12,12 @@ from camrt.exporter.vjp.registry import (
     int_attribute,
     ints_attribute,
     operand,
+    refuse_batch,
     register_vjp,
+    text_attribute,
     unsupported,
 )
-from camrt.exporter.vjp.window import begin_pads
+from camrt.exporter.vjp.window import begin_pads, rows_and_columns
 
 
 @register_vjp("Conv")
@@ -25,12 +27,12 @@ def conv(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
     shape = nominal_shape(weight)
     if len(shape) not in (3, 4):
         raise unsupported(node, f"a kernel of rank {len(shape) - 2}; convolutions of one or two dimensions only")
-    _refuse_wanted_weight(op, node)
+    _refuse_forms(op, node)
     strides, dilations = _spatial(node, "strides"), _spatial(node, "dilations")
     kernel = (1,) * (4 - len(shape)) + shape[2:]
     begins, group = begin_pads(node, kernel, strides, dilations), int_attribute(node, "group", 1)
     size, output = _sides(x), _sides(node.outputs[0])
-    rows, columns = (Axis(size[a], output[a], kernel[a], strides[a], dilations[a], begins[a]) for a in (0, 1))
+    rows, columns = (WindowAxis(size[a], output[a], kernel[a], strides[a], dilations[a], begins[a]) for a in (0, 1))
     four = (shape[0], shape[1], kernel[0], kernel[1])
     if len(shape) == 4:
         return [conv_input_gradient(op, cotangent, weight, four, (rows, columns), group)]
@@ -46,7 +48,7 @@ def conv_transpose(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradien
     shape = nominal_shape(weight)
     if len(shape) != 4:
         raise unsupported(node, f"a kernel of rank {len(shape) - 2}; two dimensions only")
-    _refuse_wanted_weight(op, node)
+    _refuse_forms(op, node)
     strides, dilations = _spatial(node, "strides"), _spatial(node, "dilations")
     size, output = _sides(x), _sides(node.outputs[0])
     reach = [(size[a] - 1) * strides[a] + dilations[a] * (shape[a + 2] - 1) + 1 for a in (0, 1)]
@@ -69,8 +71,7 @@ def conv_transpose(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradien
 
 def _transposed_begins(node: ir.Node, reach: list[int], output: tuple[int, int]) -> list[int]:
     """What a ConvTranspose cuts off above and to the left: given, or a share of what it must cut off in all."""
-    auto = node.attributes.get("auto_pad")
-    mode = "NOTSET" if auto is None else auto.as_string()
+    mode = text_attribute(node, "auto_pad", "NOTSET")
     if mode == "VALID" or (mode == "NOTSET" and "output_shape" not in node.attributes):
         return list(ints_attribute(node, "pads", (0, 0, 0, 0))[:2]) if mode == "NOTSET" else [0, 0]
     extra = ints_attribute(node, "output_padding", (0, 0))
@@ -78,18 +79,19 @@ def _transposed_begins(node: ir.Node, reach: list[int], output: tuple[int, int])
     return [total // 2 if mode == "SAME_UPPER" else total - total // 2 for total in totals]
 
 
-def _refuse_wanted_weight(op: OpBuilder, node: ir.Node) -> None:
+def _refuse_forms(op: OpBuilder, node: ir.Node) -> None:
+    """Refuses a weight that depends on the image, and a batch that is not the first axis."""
+    x = operand(node)
+    refuse_batch(node, x, range(1, len(nominal_shape(x))))
     if op.wants(node.inputs[1]):
         raise unsupported(node, "its weight depends on the image")
 
 
 def _spatial(node: ir.Node, name: str) -> tuple[int, int]:
     """Strides or dilations of rows and columns; those of a 1-D node count for columns."""
-    numbers = ints_attribute(node, name, (1, 1))
-    return (1, numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])
+    return rows_and_columns(ints_attribute(node, name, (1, 1)))
 
 
 def _sides(value: ir.Value) -> tuple[int, int]:
     """(rows, columns); a value of three axes is one row."""
-    shape = nominal_shape(value)
-    return (1, shape[2]) if len(shape) == 3 else (shape[2], shape[3])
+    return rows_and_columns(nominal_shape(value)[2:])

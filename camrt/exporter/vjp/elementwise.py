@@ -5,7 +5,16 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from camrt.exporter.op_builder import OpBuilder
-from camrt.exporter.vjp.registry import Gradients, constant_scalar, operand, register_vjp, unbroadcast, unsupported
+from camrt.exporter.vjp.activation import keep_where
+from camrt.exporter.vjp.registry import (
+    Gradients,
+    constant_scalar,
+    operand,
+    register_vjp,
+    unbroadcast,
+    unsupported,
+    zeros_like,
+)
 
 
 @register_vjp("Add", "Sum")
@@ -48,10 +57,12 @@ def div(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
 
 @register_vjp("Pow")
 def power(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
-    """dx = dy n x^(n - 1), for a constant exponent n."""
+    """dx = dy n x^(n - 1), for a constant exponent n; 0 for n = 0, also at x = 0."""
     x, exponent = operand(node, 0), constant_scalar(node, 1)
     if exponent is None:
         raise unsupported(node, "its exponent is missing")
+    if exponent == 0:
+        return [zeros_like(op, cotangent)]
     lower = x if exponent == 2 else op("Pow", x, op.scalar(exponent - 1))
     return [op("Mul", cotangent, op("Mul", lower, op.scalar(exponent)))]
 
@@ -69,12 +80,12 @@ def where(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
 def extremum(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
     """The inputs that equal the output share the gradient evenly, as torch.maximum does."""
     values = [operand(node, index) for index in range(len(node.inputs))]
-    chosen = [op.cast(op("Equal", value, node.outputs[0])) for value in values]
-    total = chosen[0]
+    chosen = [op("Equal", value, node.outputs[0]) for value in values]
+    total = op.cast(chosen[0])
     for more in chosen[1:]:
-        total = op("Add", total, more)
+        total = op("Add", total, op.cast(more))
     share = op("Div", cotangent, total)
-    return [_if_wanted(op, node, index, op("Mul", share, mask)) for index, mask in enumerate(chosen)]
+    return [_if_wanted(op, node, index, keep_where(op, mask, share)) for index, mask in enumerate(chosen)]
 
 
 def _if_wanted(op: OpBuilder, node: ir.Node, index: int, gradient: ir.Value | None) -> ir.Value | None:

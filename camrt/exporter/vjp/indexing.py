@@ -14,6 +14,7 @@ from camrt.exporter.vjp.registry import (
     int_attribute,
     operand,
     register_vjp,
+    text_attribute,
     unsupported,
 )
 
@@ -68,11 +69,9 @@ def gather(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
 @register_vjp("Pad")
 def pad(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
     """The part inside the padding; what a mode repeats from inside goes back to where it came from."""
-    mode = node.attributes.get("mode")
-    name = "constant" if mode is None else mode.as_string()
-    pads = constant_ints(node, 1)
-    if pads is None or name not in _PAD_MODES:
-        raise unsupported(node, f"its mode is {name}")
+    mode, pads = text_attribute(node, "mode", "constant"), constant_ints(node, 1)
+    if pads is None or mode not in _PAD_MODES:
+        raise unsupported(node, f"its mode is {mode}")
     shape = nominal_shape(operand(node))
     axes = constant_ints(node, 3) or tuple(range(len(pads) // 2))
     gradient = cotangent
@@ -81,7 +80,7 @@ def pad(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
         if (begin, end) != (0, 0):
             if shape[axis] == BATCH:
                 raise unsupported(node, "it pads the batch axis")
-            gradient = _unpadded(op, gradient, name, (begin, end), shape, axis)
+            gradient = _unpadded(op, gradient, mode, (begin, end), shape, axis)
     return [gradient]
 
 

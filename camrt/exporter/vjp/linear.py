@@ -8,9 +8,11 @@ from camrt.exporter.op_builder import OpBuilder
 from camrt.exporter.shapes import BATCH, nominal_shape
 from camrt.exporter.vjp.registry import (
     Gradients,
+    constant_ints,
     float_attribute,
     int_attribute,
     operand,
+    refuse_batch,
     register_vjp,
     unbroadcast,
     unsupported,
@@ -25,6 +27,7 @@ def gemm(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
     """
     if int_attribute(node, "transA", 0):
         raise unsupported(node, "transA puts the batch on the second axis")
+    refuse_batch(node, operand(node), [1])
     if op.wants(node.inputs[1]):
         raise unsupported(node, "its second operand depends on the image")
     flipped = 1 - int_attribute(node, "transB", 0)
@@ -49,6 +52,8 @@ def matmul(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
     a, b = operand(node, 0), operand(node, 1)
     if min(len(nominal_shape(a)), len(nominal_shape(b))) < 2:
         raise unsupported(node, "a vector operand")
+    refuse_batch(node, a, [-1])
+    refuse_batch(node, b, [-2])
     left = op("MatMul", cotangent, _transposed(op, b)) if op.wants(a) else None
     right = op("MatMul", _transposed(op, a), cotangent) if op.wants(b) else None
     return [_summed(op, node, left, a), _summed(op, node, right, b)]
@@ -58,7 +63,8 @@ def matmul(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
 def einsum(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
     """The product of "a,b->y" has dA = "y,b->a" of dY and B, and dB = "y,a->b" of dY and A.
 
-    Covers two operands, or one whose letters all stay, without ellipsis or a letter twice in one operand.
+    Covers two operands, or one whose letters all stay, without ellipsis or a letter twice in one operand; a letter has
+    one length. A letter that is summed over is not the batch.
     """
     equation = node.attributes["equation"].as_string().replace(" ", "")
     terms, arrow, result = equation.partition("->")
@@ -69,6 +75,12 @@ def einsum(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
     plain = arrow and "." not in equation and all(len(set(term)) == len(term) for term in (*letters, result))
     if not plain or len(letters) > 2 or any(not set(term) <= others[index] for index, term in enumerate(letters)):
         raise unsupported(node, f"the equation {equation!r}")
+    lengths: dict[str, int] = {}
+    for index, term in enumerate(letters):
+        refuse_batch(node, operand(node, index), [axis for axis, letter in enumerate(term) if letter not in result])
+        for letter, length in zip(term, nominal_shape(operand(node, index)), strict=True):
+            if lengths.setdefault(letter, length) != length:
+                raise unsupported(node, f"the equation {equation!r} with two lengths of {letter!r}")
     gradients: list[ir.Value | None] = []
     for index, term in enumerate(letters):
         rest = [(letters[i], op.repeated(operand(node, i))) for i in range(len(letters)) if i != index]
@@ -81,6 +93,7 @@ def einsum(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
 @register_vjp("CumSum")
 def cumulative_sum(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
     """The sum of dy from the other end."""
+    refuse_batch(node, operand(node), constant_ints(node, 1) or ())
     exclusive, reverse = int_attribute(node, "exclusive", 0), int_attribute(node, "reverse", 0)
     return [op("CumSum", cotangent, operand(node, 1), exclusive=exclusive, reverse=1 - reverse)]
 

@@ -41,8 +41,9 @@ def quantize(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
     scale = _numbers(node, 1)
     zero = _numbers(node, 2) if len(node.inputs) > 2 and node.inputs[2] is not None else np.zeros_like(scale)
     if scale.size > 1:
-        axis = int_attribute(node, "axis", 1)
-        shape = [-1 if position == axis else 1 for position in range(len(nominal_shape(x)))]
+        rank = len(nominal_shape(x))
+        axis = int_attribute(node, "axis", 1) % rank
+        shape = [-1 if position == axis else 1 for position in range(rank)]
         scale, zero = scale.reshape(shape), zero.reshape(shape)
     low, high = _INTEGERS[kind]
     bounds = [(limit - zero) * scale for limit in (low - 0.5, high + 0.5)]

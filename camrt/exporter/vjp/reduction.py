@@ -9,12 +9,14 @@ import onnx_ir as ir
 
 from camrt.exporter.op_builder import OpBuilder
 from camrt.exporter.shapes import nominal_shape
+from camrt.exporter.vjp.activation import keep_where
 from camrt.exporter.vjp.registry import (
     Gradients,
     constant_ints,
     int_attribute,
     ints_attribute,
     operand,
+    refuse_batch,
     register_vjp,
     unsupported,
 )
@@ -45,8 +47,8 @@ def reduce_extremum(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradie
 
 def share_among_equal(op: OpBuilder, x: ir.Value, y: ir.Value, cotangent: ir.Value, axes: tuple[int, ...]) -> ir.Value:
     """``cotangent`` shared evenly by the elements of ``x`` that equal ``y`` along ``axes``."""
-    chosen = op.cast(op("Equal", x, y))
-    return op("Mul", op("Div", chosen, op.reduce_sum(chosen, axes)), cotangent)
+    chosen = op("Equal", x, y)
+    return keep_where(op, chosen, op("Div", cotangent, op.reduce_sum(op.cast(chosen), axes)))
 
 
 @register_vjp("ReduceL1")
@@ -87,12 +89,18 @@ def reduce_log_sum_exp(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gra
 
 
 def reduced_axes(node: ir.Node) -> tuple[int, ...]:
-    """The axes counted from the front, from the attribute or the input; the batch axis is refused."""
+    """The axes counted from the front: those of the attribute or the input, all where the node names none.
+
+    Raises:
+        UnsupportedOpError: the batch is among them; they are no constant; the node reduces none.
+    """
+    x = operand(node)
+    rank = len(nominal_shape(x))
     given = constant_ints(node, 1) or ints_attribute(node, "axes", ())
-    rank = len(nominal_shape(operand(node)))
-    axes = tuple(sorted(axis % rank for axis in given))
-    if not axes or axes[0] == 0:
-        raise unsupported(node, "it reduces the batch axis")
+    if not given and int_attribute(node, "noop_with_empty_axes", 0):
+        raise unsupported(node, "it reduces no axis")
+    axes = tuple(sorted(axis % rank for axis in given)) or tuple(range(rank))
+    refuse_batch(node, x, axes)
     return axes
 
 

@@ -7,9 +7,10 @@ only combine them by operators that broadcast. A rule builds graph, never number
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias, TypeVar
 
+import numpy as np
 import onnx_ir as ir
 
 from camrt.errors import UnsupportedOpError
@@ -74,6 +75,12 @@ def float_attribute(node: ir.Node, name: str, default: float) -> float:
     return default if attribute is None else attribute.as_float()
 
 
+def text_attribute(node: ir.Node, name: str, default: str) -> str:
+    """A STRING attribute, or ``default`` where the node leaves it out."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_string()
+
+
 def constant_ints(node: ir.Node, index: int) -> tuple[int, ...] | None:
     """The integers of a constant input, or None where the input is left out; refuses one computed at run time."""
     array = _constant(node, index)
@@ -103,6 +110,22 @@ def operand(node: ir.Node, index: int = 0) -> ir.Value:
     if value is None:
         raise unsupported(node, f"input {index} is missing")
     return value
+
+
+def refuse_batch(node: ir.Node, value: ir.Value, axes: Iterable[int]) -> None:
+    """Refuses ``node`` if one of the ``axes`` of ``value`` along which it works, counted from either end, is the batch.
+
+    Raises:
+        UnsupportedOpError: it mixes the images of a batch.
+    """
+    shape = nominal_shape(value)
+    if any(shape[axis] == BATCH for axis in axes):
+        raise unsupported(node, "it works along the batch axis")
+
+
+def zeros_like(op: OpBuilder, value: ir.Value) -> ir.Value:
+    """Zeros of the shape of ``value``; a product with 0 would keep its infinities as NaN."""
+    return op("Where", op.constant(np.asarray(False)), value, op.scalar(0.0))
 
 
 def unbroadcast(op: OpBuilder, gradient: ir.Value, source: ir.Value, broadcast: ir.Value) -> ir.Value:

@@ -16,8 +16,10 @@ from camrt.exporter.vjp.registry import (
     int_attribute,
     ints_attribute,
     operand,
+    refuse_batch,
     register_multi_output_vjp,
     register_vjp,
+    text_attribute,
     unbroadcast,
     unsupported,
 )
@@ -101,8 +103,8 @@ def tile(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
 def depth_to_space(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
     """The inverse; mode CRD keeps the channels in front of their blocks, DCR behind them."""
     x, block = operand(node), int_attribute(node, "blocksize", 1)
-    mode = node.attributes.get("mode")
-    if mode is None or mode.as_string() == "DCR":
+    refuse_batch(node, x, [1, 2, 3])
+    if text_attribute(node, "mode", "DCR") == "DCR":
         return [op("SpaceToDepth", cotangent, blocksize=block)]
     _, channels, height, width = nominal_shape(x)
     blocks = op("Reshape", cotangent, op.ints([-1, channels // block**2, height, block, width, block]))
@@ -112,14 +114,14 @@ def depth_to_space(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradien
 @register_vjp("SpaceToDepth")
 def space_to_depth(op: OpBuilder, node: ir.Node, cotangent: ir.Value) -> Gradients:
     """The inverse."""
+    refuse_batch(node, operand(node), [1, 2, 3])
     return [op("DepthToSpace", cotangent, blocksize=int_attribute(node, "blocksize", 1), mode="DCR")]
 
 
 def _axis(node: ir.Node, value: ir.Value) -> int:
     """The node's axis counted from the front; the batch axis is refused."""
     axis = int_attribute(node, "axis", 0) % len(nominal_shape(value))
-    if nominal_shape(value)[axis] == BATCH:
-        raise unsupported(node, "it works along the batch axis")
+    refuse_batch(node, value, [axis])
     return axis
 
 

@@ -13,7 +13,14 @@ import onnx_ir as ir
 from camrt.exporter.lowering import fit, interleave
 from camrt.exporter.op_builder import OpBuilder
 from camrt.exporter.shapes import nominal_shape
-from camrt.exporter.vjp.registry import ints_attribute, operand, unsupported
+from camrt.exporter.vjp.registry import (
+    ints_attribute,
+    operand,
+    refuse_batch,
+    text_attribute,
+    unsupported,
+    zeros_like,
+)
 
 _MAX_POSITIONS = 1 << 14  # of one window: the gradient takes some nodes a position
 
@@ -22,8 +29,7 @@ def begin_pads(
     node: ir.Node, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int] = (1, 1)
 ) -> tuple[int, int]:
     """Padding above and to the left, with auto_pad resolved. A node of one dimension has a single row."""
-    auto = node.attributes.get("auto_pad")
-    mode = "NOTSET" if auto is None else auto.as_string()
+    mode = text_attribute(node, "auto_pad", "NOTSET")
     if mode == "VALID":
         return 0, 0
     if mode in ("SAME_UPPER", "SAME_LOWER"):
@@ -39,22 +45,27 @@ def begin_pads(
 
 def end_pads(node: ir.Node, window: Window) -> tuple[int, int]:
     """Padding below and to the right that the node declares, with auto_pad resolved."""
-    auto = node.attributes.get("auto_pad")
-    if auto is not None and auto.as_string() in ("SAME_UPPER", "SAME_LOWER"):
+    if text_attribute(node, "auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER"):
         rows, columns = window.end
         return max(rows, 0), max(columns, 0)
     pads = ints_attribute(node, "pads", (0, 0, 0, 0))
-    return pads[2], pads[3]
+    return (0, pads[1]) if len(pads) == 2 else (pads[2], pads[3])
+
+
+def rows_and_columns(numbers: Sequence[int]) -> tuple[int, int]:
+    """Those of a node of two dimensions; one of one dimension has a single row."""
+    return (1, numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A 2-D pooling window.
+    """A pooling window over rows and columns; one over a single dimension has one row.
 
     Attributes:
-        kernel, strides: (rows, columns).
+        kernel, strides: (rows, columns); the stride of an axis with one output is its kernel.
         begin: padding above and to the left.
         size: spatial size of the input. output: of the output.
+        one_dimensional: whether the node's values have no rows, (N, C, w).
     """
 
     kernel: tuple[int, int]
@@ -62,26 +73,35 @@ class Window:
     begin: tuple[int, int]
     size: tuple[int, int]
     output: tuple[int, int]
+    one_dimensional: bool = False
 
     @classmethod
     def of(cls, node: ir.Node) -> Window:
-        """Reads a pooling node; refuses windows that are dilated, not 2-D, or of absurd size."""
-        kernel = ints_attribute(node, "kernel_shape", ())
-        if len(kernel) != 2:
-            raise unsupported(node, f"a window of rank {len(kernel)}")
-        if any(rate != 1 for rate in ints_attribute(node, "dilations", (1, 1))):
+        """Reads a pooling node; refuses windows that are dilated, of three dimensions, or of absurd size."""
+        given = ints_attribute(node, "kernel_shape", ())
+        if len(given) not in (1, 2):
+            raise unsupported(node, f"a window of rank {len(given)}")
+        if any(rate != 1 for rate in ints_attribute(node, "dilations", ())):
             raise unsupported(node, "a dilated window")
-        strides = ints_attribute(node, "strides", (1, 1))
+        refuse_batch(node, operand(node), range(1, len(given) + 2))
+        kernel, stated = rows_and_columns(given), rows_and_columns(ints_attribute(node, "strides", (1, 1)))
+        size, output = (rows_and_columns(nominal_shape(value)[2:]) for value in (operand(node), node.outputs[0]))
+        strides = rows_and_columns([kernel[a] if output[a] == 1 else stated[a] for a in (0, 1)])
         if min(*kernel, *strides) < 1 or max(kernel[0] * kernel[1], strides[0] * strides[1]) > _MAX_POSITIONS:
-            raise unsupported(node, f"a window of {kernel} with strides of {strides}")
-        size, output = nominal_shape(operand(node))[2:], nominal_shape(node.outputs[0])[2:]
-        return cls(
-            (kernel[0], kernel[1]),
-            (strides[0], strides[1]),
-            begin_pads(node, kernel, strides),
-            (size[0], size[1]),
-            (output[0], output[1]),
-        )
+            raise unsupported(node, f"a window of {given} with strides of {stated}")
+        begin = begin_pads(node, kernel, stated)
+        window = cls(kernel, strides, begin, size, output, one_dimensional=len(given) == 1)
+        if text_attribute(node, "auto_pad", "NOTSET").startswith("SAME") and min(window.end) < 0:
+            raise unsupported(node, "its auto_pad, with windows that do not reach the end of the input")
+        return window
+
+    def with_rows(self, op: OpBuilder, value: ir.Value) -> ir.Value:
+        """(N, C, w) as (N, C, 1, w); what has rows stays."""
+        return op("Unsqueeze", value, op.ints([2])) if self.one_dimensional else value
+
+    def without_rows(self, op: OpBuilder, value: ir.Value) -> ir.Value:
+        """The inverse of ``with_rows``."""
+        return op("Squeeze", value, op.ints([2])) if self.one_dimensional else value
 
     @property
     def is_identity(self) -> bool:
@@ -93,6 +113,11 @@ class Window:
         """Whether the windows cover the input exactly once."""
         covered = (self.output[0] * self.strides[0], self.output[1] * self.strides[1])
         return self.kernel == self.strides and self.begin == (0, 0) and covered == self.size
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the only window is the whole input."""
+        return self.tiles and self.output == (1, 1)
 
     @property
     def offsets(self) -> list[tuple[int, int]]:
@@ -147,7 +172,7 @@ class Window:
             phase = (row, column)
             phases[phase] = op("Add", phases[phase], part) if phase in phases else part
         if len(phases) < sh * sw:
-            empty = op("Mul", phases[0, 0], op.scalar(0.0))
+            empty = zeros_like(op, phases[0, 0])
             phases = {phase: phases.get(phase, empty) for phase in product(range(sh), range(sw))}
         q, r = self.output[0] + room[0], self.output[1] + room[1]
         whole = interleave(op, [phases[phase] for phase in sorted(phases)], self.strides, (channels, q, r))

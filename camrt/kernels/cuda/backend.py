@@ -16,6 +16,7 @@ from camrt.kernels.cuda.perturbation import CudaPerturbation
 from camrt.kernels.validation import (
     check_array,
     check_choice,
+    check_fused_size,
     check_layer,
     check_layer_maps,
     check_layers,
@@ -145,8 +146,9 @@ class CudaBackend(CudaPerturbation):
         check_choice("fusion", fusion, FUSIONS)
         check_choice("order", order, ORDERS)
         call = Call(self.device, **{f"layer_maps[{i}]": maps for i, maps in enumerate(layer_maps)})
-        check_layer_maps([call.shape_of(f"layer_maps[{i}]") for i in range(len(layer_maps))])
-        check_output_size(output_size)
+        shapes = [call.shape_of(f"layer_maps[{i}]") for i in range(len(layer_maps))]
+        check_layer_maps(shapes)
+        check_fused_size(shapes, output_size)
         if len(layer_maps) > MOST_LAYERS:
             raise InvalidInputError(
                 f"{len(layer_maps)} layers cannot be fused on the GPU.",

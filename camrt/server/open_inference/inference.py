@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from camrt.cam import resolve_ranks
+from camrt.explainer.assembly import check_logits
 from camrt.server.engine import Cancelled, Engine, ExplainResult, ExplainWork
 from camrt.server.models import LoadedModel
 from camrt.server.open_inference.requests import (
@@ -58,6 +60,7 @@ async def run(
 
     Raises:
         DeadlineError, CamrtError: as Engine.explain.
+        InvalidInputError: as check_logits.
     """
     results: Sequence[ExplainResult] = ()
     if inference.explains:
@@ -74,6 +77,7 @@ async def run(
         for prediction in predicted:
             times.ran(prediction.queue_seconds, prediction.inference_seconds)
         logits = np.stack([prediction.logits for prediction in predicted])
+        check_logits(logits)
     chosen = _explained(results) if results else resolve_ranks(logits, inference.class_indices)
     layers = await _layer_arrays(engine, model, inference, chosen, deadline)
     return partial(_collect, model, inference, results, logits, chosen, layers)
@@ -93,16 +97,6 @@ async def gather(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 def _explained(results: Sequence[ExplainResult]) -> IntArray:
     """(N, M): the classes that were explained."""
     return np.array([[item.class_index for item in result.explanations] for result in results], np.int64)
-
-
-def resolve_ranks(logits: FloatArray, class_indices: IntArray) -> IntArray:
-    """Class indices (N, M) with every rank -r replaced by the class with the r-th highest logit of (N, K).
-
-    Of equal logits the lower class comes first, as in the bundle.
-    """
-    order = np.argsort(-logits, axis=1, kind="stable")
-    ranked = np.take_along_axis(order, np.maximum(-class_indices - 1, 0), axis=1)
-    return np.where(class_indices < 0, ranked, class_indices).astype(np.int64)
 
 
 async def _layer_arrays(

@@ -27,6 +27,7 @@ import numpy as np
 from camrt.bundle import MAX_RANK, Manifest
 from camrt.cam import REFINECAM, Plan, make_plan
 from camrt.errors import ClassIndexError, ImageError, InvalidInputError
+from camrt.explainer.arguments import MAX_OUTPUT_SIDE
 from camrt.inference import open_inference_pb2 as pb
 from camrt.preprocess import load_image
 from camrt.server.codec import preprocessing_of
@@ -209,11 +210,11 @@ def _check_reply(
     """Refuses what would be computed in vain, since the reply would be too large to be sent."""
     count, explained = classes
     height, width = output_size if isinstance(output_size, tuple) else manifest.input_shape[1:]
-    if height * width > settings.output_pixels:
-        raise InvalidInputError(f"output_size is {height}x{width}.", f"At most {settings.output_pixels} pixels.")
     floats = count * manifest.num_classes
     if SALIENCY_MAP in outputs and output_size != "original":
         floats += count * explained * height * width
+    if SALIENCY_MAP in outputs or isinstance(output_size, tuple):
+        _check_maps(count * explained, height, width, settings)
     for layer in manifest.target_layers:
         size = math.prod(layer.shape)
         floats += count * size * (ACTIVATIONS + layer.name in outputs)
@@ -229,9 +230,17 @@ def _check_pictures(inference: Inference, settings: ServerSettings) -> None:
     if len(sizes) > 1:
         raise InvalidInputError("The images are of several sizes.", "Use output_size input, or send them one by one.")
     width, height = sizes.pop()
-    if width * height > settings.output_pixels:
-        raise InvalidInputError(f"The maps have {height}x{width} pixels.", f"At most {settings.output_pixels}.")
+    _check_maps(inference.class_indices.size, height, width, settings)
     _check_bytes(4 * inference.class_indices.size * height * width, settings)
+
+
+def _check_maps(count: int, height: int, width: int, settings: ServerSettings) -> None:
+    if max(height, width) > MAX_OUTPUT_SIDE or count * height * width > settings.output_pixels:
+        raise InvalidInputError(
+            f"{count} maps of {height}x{width} are too large.",
+            f"At most {MAX_OUTPUT_SIDE} pixels a side and {settings.output_pixels} together: "
+            "use output_size input, or give a smaller one.",
+        )
 
 
 def _check_bytes(size: int, settings: ServerSettings) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ import grpc
 from camrt.errors import InvalidInputError
 from camrt.inference import open_inference_pb2 as pb
 from camrt.server.engine import Engine
-from camrt.server.errors import DrainingError, ModelNotFoundError, ModelNotReadyError
+from camrt.server.errors import ModelNotFoundError, ModelNotReadyError
 from camrt.server.models import LoadedModel, ModelRepository
 from camrt.server.open_inference.inference import Outcome, run
 from camrt.server.open_inference.metadata import (
@@ -29,11 +30,12 @@ from camrt.server.open_inference.metadata import (
 from camrt.server.open_inference.parameters import Parameters, read_parameters
 from camrt.server.open_inference.requests import image_count, read_request
 from camrt.server.open_inference.tensors import add_output, shown
+from camrt.server.replies import check_reply
 from camrt.server.requests import deadline_of
 from camrt.server.settings import ServerSettings
 from camrt.server.statistics import RequestTimes
-from camrt.server.status import Context, Edge, log_failure, status_of
-from camrt.server.stream import ordered
+from camrt.server.status import Context, Edge, Status
+from camrt.server.stream import Streaming
 from camrt.server.telemetry import message_bytes
 from camrt.server.tracing import Part
 
@@ -174,11 +176,18 @@ class OpenInferenceServicer:
                 with Part("request"):
                     return await self._infer(request, deadline)
 
-            limit = self._settings.stream_in_flight
-            async for request, task in ordered(requests, infer, limit, lambda: self._engine.draining):
-                yield _stream_reply(request, task, edge.request_id)
-            if self._engine.draining:
-                raise _draining()
+            streaming = Streaming(
+                infer,
+                _answered,
+                _refused,
+                self._settings.stream_in_flight,
+                self._settings.message_bytes,
+                lambda: self._engine.draining,
+                edge.request_id,
+            )
+            async with aclosing(streaming.replies(requests)) as replies:
+                async for reply in replies:
+                    yield reply
 
     async def _infer(self, request: pb.ModelInferRequest, deadline: float | None) -> pb.ModelInferResponse:
         model = self._repository.get(request.model_name, request.model_version)
@@ -187,7 +196,7 @@ class OpenInferenceServicer:
             parameters = read_parameters(request.parameters)
             deadline = _earlier(deadline, started, parameters.timeout_seconds)
             times.items = image_count(request, self._settings.max_batch)
-            with self._engine.admit(message_bytes(request), times.items, deadline):
+            with self._engine.admit(message_bytes(request), times.items, deadline, model):
                 return await self._answer(request, model, parameters, times, deadline)
 
     async def _answer(
@@ -206,6 +215,7 @@ class OpenInferenceServicer:
         encoding = time.monotonic()
         response = await self._engine.offload(lambda: _response(request, model, collect()), "encode")
         times.encode_seconds = time.monotonic() - encoding
+        check_reply(response, self._settings.message_bytes)
         return response
 
     def _versions(self, name: str) -> list[str]:
@@ -219,25 +229,19 @@ def _earlier(deadline: float | None, started: float, timeout: float | None) -> f
     return started + timeout if deadline is None else min(deadline, started + timeout)
 
 
-def _stream_reply(
-    request: pb.ModelInferRequest, task: asyncio.Task[pb.ModelInferResponse], request_id: str
-) -> pb.ModelStreamInferResponse:
-    """What became of one request of a stream; it is the last word about it."""
-    error = _draining() if task.cancelled() else task.exception()
-    if error is None:
-        response = task.result()
-        response.parameters["triton_final_response"].bool_param = True
-        return pb.ModelStreamInferResponse(infer_response=response)
-    status = status_of(error, request_id)
-    log_failure(error, status, request_id)
+def _answered(request: pb.ModelInferRequest, response: pb.ModelInferResponse) -> pb.ModelStreamInferResponse:
+    """The reply of a stream to a request; it is the last word about it."""
+    del request
+    response.parameters["triton_final_response"].bool_param = True
+    return pb.ModelStreamInferResponse(infer_response=response)
+
+
+def _refused(request: pb.ModelInferRequest, status: Status) -> pb.ModelStreamInferResponse:
+    """The reply of a stream about a request that failed."""
     response = pb.ModelInferResponse(id=request.id)
     if status.retry_after_ms is not None:
         response.parameters[RETRY_PARAMETER].int64_param = status.retry_after_ms
     return pb.ModelStreamInferResponse(error_message=status.message, infer_response=response)
-
-
-def _draining() -> DrainingError:
-    return DrainingError("The server is stopping.", "Send the request to another one.")
 
 
 def _check_repository(name: str) -> None:

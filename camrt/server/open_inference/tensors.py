@@ -20,6 +20,8 @@ from camrt.types import AnyArray
 BYTES = "BYTES"
 MAX_RANK = 8
 MAX_TENSORS = 64
+MAX_TYPED_NUMBERS = 1 << 19
+"""Of typed contents; 2 MiB of FP32. Python reads them one by one, and holds its lock meanwhile."""
 
 _DTYPES: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "INT64": np.dtype("<i8"), "FP32": np.dtype("<f4")}
 _FIELDS = {"UINT8": "uint_contents", "INT64": "int64_contents", "FP32": "fp32_contents", BYTES: "bytes_contents"}
@@ -127,9 +129,15 @@ def _read_typed(message: pb.ModelInferRequest.InferInputTensor, shape: tuple[int
         raise _wrong_length(name, f"{len(values)} elements in {field}", shape, f"{count} elements")
     if datatype == BYTES:
         return Tensor(name, datatype, shape, None, tuple(values))
-    if datatype == "UINT8" and max(values) > 255:
-        raise InvalidInputError(f"The input {name!r} is UINT8 and holds {max(values)}.", "Give numbers in 0..255.")
-    return Tensor(name, datatype, shape, np.array(values, _DTYPES[datatype]).reshape(shape))
+    if count > MAX_TYPED_NUMBERS:
+        raise InvalidInputError(
+            f"The input {name!r} has {count} numbers in {field}.",
+            f"Send more than {MAX_TYPED_NUMBERS} of them in raw_input_contents.",
+        )
+    numbers = np.fromiter(values, np.dtype("u4") if datatype == "UINT8" else _DTYPES[datatype], count)
+    if datatype == "UINT8" and numbers.max() > 255:
+        raise InvalidInputError(f"The input {name!r} is UINT8 and holds {numbers.max()}.", "Give numbers in 0..255.")
+    return Tensor(name, datatype, shape, numbers.astype(_DTYPES[datatype], copy=False).reshape(shape))
 
 
 def _split(raw: bytes, count: int, name: str) -> tuple[bytes, ...]:

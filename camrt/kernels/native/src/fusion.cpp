@@ -11,6 +11,7 @@ namespace camrt {
 namespace {
 
 constexpr std::size_t kRowsPerBand = 32;
+constexpr std::size_t kMostWideFloats = std::size_t{1} << 28;  // of one map: all rows of its layers at output width
 
 // What does not depend on the class: how the rows and columns of one layer spread over the output.
 struct LayerPlan {
@@ -150,6 +151,7 @@ void fuse_layers(std::span<const MapStack> layers, std::size_t height, std::size
     const std::size_t count = layers.front().count;
     std::size_t tallest = 0;
     std::size_t widest = 0;
+    std::size_t rows = 0;
     for (const MapStack& maps : layers) {
         check(maps);
         if (maps.count != count) {
@@ -157,6 +159,10 @@ void fuse_layers(std::span<const MapStack> layers, std::size_t height, std::size
         }
         tallest = std::max(tallest, maps.height);
         widest = std::max(widest, maps.width);
+        rows += maps.height;
+    }
+    if (std::max(height, width) > kLongestAxis || rows * std::max(width, widest) > kMostWideFloats) {
+        throw std::invalid_argument("the output has an axis beyond 2^24, or is too wide for so many rows");
     }
     if (height == 0 || width == 0 || output.size() != count * height * width ||
         degenerate.size() != count * layers.size()) {

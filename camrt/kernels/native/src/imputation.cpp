@@ -150,11 +150,7 @@ void Imputer::Workspace::set_mask(const unsigned char* keep) {
     const Grid& grid = finest.grid;
     known = 0;
     for (std::size_t row = 0; row < grid.height; ++row) {
-        for (std::size_t column = 0; column < grid.width; ++column) {
-            const bool kept = keep[row * grid.width + column] != 0;
-            known += kept ? 1 : 0;
-            mask[at(row) + column] = kept ? 0.0F : 1.0F;
-        }
+        known += loops.mark_missing(grid.width, keep + row * grid.width, mask + at(row));
     }
     if (known == 0 || known == grid.height * grid.width || coarse.empty()) {
         return;
@@ -169,10 +165,7 @@ double Imputer::Workspace::known_mean(const float* image) const {
     const Grid& grid = finest.grid;
     double sum = 0.0;
     for (std::size_t row = 0; row < grid.height; ++row) {
-        const float* const missing = mask + at(row);
-        for (std::size_t column = 0; column < grid.width; ++column) {
-            sum += missing[column] > 0.0F ? 0.0 : static_cast<double>(image[row * grid.width + column]);
-        }
+        sum += loops.known_total(grid.width, mask + at(row), image + row * grid.width);
     }
     return sum / static_cast<double>(known);
 }
@@ -180,18 +173,11 @@ double Imputer::Workspace::known_mean(const float* image) const {
 // residual = what the known pixels, as (value - shift) * scale, send to their missing neighbours; solution = 0.
 void Imputer::Workspace::set_right(const float* image, double shift, double scale) {
     const Grid& grid = finest.grid;
-    float* const known_values = direction;
+    float* const negated = direction;
     for (std::size_t row = 0; row < grid.height; ++row) {
-        const float* const missing = mask + at(row);
-        for (std::size_t column = 0; column < grid.width; ++column) {
-            const double value = (static_cast<double>(image[row * grid.width + column]) - shift) * scale;
-            known_values[at(row) + column] = missing[column] > 0.0F ? 0.0F : static_cast<float>(value);
-        }
+        loops.negate_known(grid.width, mask + at(row), image + row * grid.width, shift, scale, negated + at(row));
     }
-    loops.apply(finest, known_values, product);
-    for (std::size_t i = 0; i < floats(); ++i) {
-        residual[i] = -product[i];
-    }
+    loops.apply(finest, negated, residual);
     std::fill_n(solution, floats(), 0.0F);
 }
 
@@ -233,13 +219,9 @@ void Imputer::fill(const float* image, double deviation, float* output) {
     space.set_right(image, shift, deviation > 0.0 ? 1.0 / deviation : 0.0);
     space.solve();
     for (std::size_t row = 0; row < grid.height; ++row) {
-        const float* const missing = space.mask + space.at(row);
-        const float* const solved = space.solution + space.at(row);
-        for (std::size_t column = 0; column < grid.width; ++column) {
-            const std::size_t i = row * grid.width + column;
-            const double value = static_cast<double>(solved[column]) * deviation + shift;
-            output[i] = missing[column] > 0.0F ? static_cast<float>(value) : image[i];
-        }
+        const std::size_t first = row * grid.width;
+        space.loops.fill_missing(grid.width, space.mask + space.at(row), image + first, space.solution + space.at(row),
+                                 deviation, shift, output + first);
     }
 }
 

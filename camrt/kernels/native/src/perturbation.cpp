@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 #include <vector>
 
@@ -75,6 +76,12 @@ std::vector<double> thresholds(const float* map, std::size_t size, std::span<con
     return result;
 }
 
+// The smallest float that is not below the limit: floats are below one as they are below the other.
+float narrowed(double limit) {
+    const auto nearest = static_cast<float>(limit);
+    return static_cast<double>(nearest) < limit ? std::nextafter(nearest, std::numeric_limits<float>::max()) : nearest;
+}
+
 double deviation_of(const PerturbationLoops& loops, const float* channel, std::size_t size) {
     const auto count = static_cast<double>(size);
     const double mean = loops.total(size, channel) / count;
@@ -89,16 +96,12 @@ void keep_masks(const MapStack& maps, std::span<const double> shares, std::span<
     const std::size_t size = maps.size();
     const std::size_t count = 2 * shares.size();
     require(masks.size() == maps.count * count * size);
+    const PerturbationLoops& loops = perturbation_loops();
     pool.run(maps.count, masks.size(), [&](std::size_t n) {
         const float* const map = maps.map(n);
         const std::vector<double> limits = thresholds(map, size, shares);
         for (std::size_t b = 0; b < count; ++b) {
-            unsigned char* const mask = masks.data() + (n * count + b) * size;
-            const bool mirrored = b >= shares.size();
-            for (std::size_t i = 0; i < size; ++i) {
-                const float relevance = mirrored ? 1.0F - map[i] : map[i];
-                mask[i] = static_cast<double>(relevance) < limits[b] ? 1 : 0;
-            }
+            loops.keep_below(size, map, b >= shares.size(), narrowed(limits[b]), masks.data() + (n * count + b) * size);
         }
     });
 }
@@ -135,8 +138,8 @@ void impute(const ImageStack& images, std::span<const unsigned char> keep, std::
                 } else {
                     std::fill_n(to, size, 0.0F);
                 }
-                for (std::size_t i = 0; i < size && !noise.empty(); ++i) {
-                    to[i] = mask[i] != 0 ? to[i] : to[i] + noise[c * size + i];
+                if (!noise.empty()) {
+                    loops.add_noise(size, mask, noise.data() + c * size, to);
                 }
             }
         }

@@ -49,6 +49,19 @@ struct Largest {
 
 // ---- the operator, at kWidth elements from column i of a row on ----
 
+// kWidth elements of a row with those above and below.
+struct Columns {
+    Vector middle = {};
+    Vector ends = {};      // above + below
+    Vector weighted = {};  // ends + 2 middle
+
+    Columns() = default;
+    Columns(const float* at, Index stride)
+        : middle(load<Vector>(at)),
+          ends(load<Vector>(at - stride) + load<Vector>(at + stride)),
+          weighted(ends + (middle + middle)) {}
+};
+
 struct FinestRow {
     const float* mask;
     const float* diagonal;
@@ -65,14 +78,28 @@ struct FinestRow {
         return (row > 0 ? 1 : 0) + (row + 1 < rows_of(level.grid) ? 1 : 0);
     }
 
-    [[nodiscard]] Vector product(const float* x, Index i) const {
-        const float* const at = x + i;
+    [[nodiscard]] Vector product(const Columns& left, const Columns& here, const Columns& right, Index i) const {
         const Vector sides =
-            (load<Vector>(at - 1) + load<Vector>(at + 1)) + (load<Vector>(at - stride) + load<Vector>(at + stride));
-        const Vector corners = (load<Vector>(at - stride - 1) + load<Vector>(at - stride + 1)) +
-                               (load<Vector>(at + stride - 1) + load<Vector>(at + stride + 1));
-        const Vector all = load<Vector>(diagonal + i) * load<Vector>(at) - ((sides + sides) + corners);
-        return load<Vector>(mask + i) * all;
+            from_pair<kWidth - 1>(left.weighted, here.weighted) + from_pair<1>(here.weighted, right.weighted);
+        const Vector neighbors = sides + (here.ends + here.ends);
+        return load<Vector>(mask + i) * (load<Vector>(diagonal + i) * here.middle - neighbors);
+    }
+
+    // See StencilRow. Every element of x is loaded once and moves from register to register: a load that crosses cache
+    // lines costs two.
+    template <typename Body>
+    void for_each_product(const float* x, const Body& body) const {
+        Columns left{};
+        Columns here(x, stride);
+        for (Index i = 0; i < stride; i += kLaneCount) {
+            for (int part = 0; part < kParts; ++part) {
+                const Index j = i + part * kWidth;
+                const Columns right = j + kWidth < stride ? Columns(x + j + kWidth, stride) : Columns{};
+                body(j, part, product(left, here, right, j));
+                left = here;
+                here = right;
+            }
+        }
     }
 
     [[nodiscard]] Vector scaled(Vector residual, Index i) const { return load<Vector>(inverse + i) * residual; }
@@ -116,6 +143,16 @@ struct StencilRow {
         return load<Vector>(diagonal + i) * load<Vector>(x + i) - neighbors;
     }
 
+    // Calls body(i, i / kWidth % kParts, A x of the kWidth elements from column i on) along a row that starts at x.
+    template <typename Body>
+    void for_each_product(const float* x, const Body& body) const {
+        for (Index i = 0; i < stride; i += kLaneCount) {
+            for (int part = 0; part < kParts; ++part) {
+                body(i + part * kWidth, part, product(x, i + part * kWidth));
+            }
+        }
+    }
+
     [[nodiscard]] Vector absolute_row_sum(Index i) const {
         const Vector neighbors =
             sum(diagonal, i, [](const float* coupling, const float*) { return absolute(load<Vector>(coupling)); });
@@ -150,20 +187,14 @@ void start(const Level& level, const float* right, float* output) {
     }
 }
 
-// The smoothed kWidth elements from column i of a row on.
-template <typename Row>
-inline Vector smoothed(const Row& row, Vector right, const float* x, Index i) {
-    return load<Vector>(x + i) + row.scaled(right - row.product(x, i), i);
-}
-
 void smooth(const StencilLevel& level, const float* right, const float* x, float* output) {
     const Index stride = stride_of(level.grid);
     for (Index row = 0; row < rows_of(level.grid); ++row) {
         const StencilRow at(level, row);
-        for (Index i = 0; i < stride; i += kWidth) {
-            const Index k = row * stride;
-            store(output + k + i, smoothed(at, load<Vector>(right + k + i), x + k, i));
-        }
+        const Index k = row * stride;
+        at.for_each_product(x + k, [&](Index i, int, Vector product) {
+            store(output + k + i, load<Vector>(x + k + i) + at.scaled(load<Vector>(right + k + i) - product, i));
+        });
     }
 }
 
@@ -175,16 +206,13 @@ Correction smooth_finest(const FinestLevel& level, const float* right, const flo
         const FinestRow at(level, row);
         const Index k = row * stride;
         RowSum sum;
-        for (Index i = 0; i < stride; i += kLaneCount) {
-            for (int part = 0; part < kParts; ++part) {
-                const Index j = i + part * kWidth;
-                const Vector wanted = load<Vector>(right + k + j);
-                const Vector value = smoothed(at, wanted, x + k, j);
-                store(output + k + j, value);
-                sum.part[part] += wanted * value;
-                largest.add(absolute(value));
-            }
-        }
+        at.for_each_product(x + k, [&](Index i, int part, Vector product) {
+            const Vector wanted = load<Vector>(right + k + i);
+            const Vector value = load<Vector>(x + k + i) + at.scaled(wanted - product, i);
+            store(output + k + i, value);
+            sum.part[part] += wanted * value;
+            largest.add(absolute(value));
+        });
         energy += static_cast<double>(sum.total());
     }
     return {energy, largest.total()};
@@ -197,14 +225,10 @@ double apply(const FinestLevel& level, const float* x, float* product) {
         const FinestRow at(level, row);
         const Index k = row * stride;
         RowSum sum;
-        for (Index i = 0; i < stride; i += kLaneCount) {
-            for (int part = 0; part < kParts; ++part) {
-                const Index j = i + part * kWidth;
-                const Vector value = at.product(x + k, j);
-                store(product + k + j, value);
-                sum.part[part] += load<Vector>(x + k + j) * value;
-            }
-        }
+        at.for_each_product(x + k, [&](Index i, int part, Vector value) {
+            store(product + k + i, value);
+            sum.part[part] += load<Vector>(x + k + i) * value;
+        });
         energy += static_cast<double>(sum.total());
     }
     return energy;
@@ -252,17 +276,17 @@ void restrict_residual(const Level& level, const float* right, const float* x, c
     for (Index row = 0; row < rows_of(coarse); ++row) {
         const typename RowOf<Level>::Type own(level, 2 * row);
         const Index k = 2 * row * stride;
-        for (Index i = 0; i < stride; i += kWidth) {
-            store(sum + i, load<Vector>(sum + i) + (load<Vector>(right + k + i) - own.product(x + k, i)));
-        }
+        own.for_each_product(x + k, [&](Index i, int, Vector product) {
+            store(sum + i, load<Vector>(sum + i) + (load<Vector>(right + k + i) - product));
+        });
         if (2 * row + 1 < rows_of(level.grid)) {
             const typename RowOf<Level>::Type shared(level, 2 * row + 1);
             const float share = share_of_next(static_cast<std::size_t>(row), coarse.height);
-            for (Index i = 0; i < stride; i += kWidth) {
-                const Vector residual = load<Vector>(right + k + stride + i) - shared.product(x + k + stride, i);
+            shared.for_each_product(x + k + stride, [&](Index i, int, Vector product) {
+                const Vector residual = load<Vector>(right + k + stride + i) - product;
                 store(sum + i, load<Vector>(sum + i) + share * residual);
                 store(following + i, 0.5F * residual);
-            }
+            });
         }
         split(sum, stride / 2, even, odd);
         float* const to = output + row * stride_of(coarse);
@@ -567,6 +591,61 @@ Moments centered_moments(std::size_t count, const float* first, double first_mea
     return {squares[0][0], squares[1][0], squares[2][0]};
 }
 
+// ---- removal ----
+
+void keep_below(std::size_t count, const float* __restrict map, bool mirrored, float limit,
+                unsigned char* __restrict keep) {
+    for (std::size_t i = 0; i < count; ++i) {
+        const float relevance = mirrored ? 1.0F - map[i] : map[i];
+        keep[i] = relevance < limit ? 1 : 0;
+    }
+}
+
+std::size_t mark_missing(std::size_t count, const unsigned char* __restrict keep, float* __restrict missing) {
+    std::size_t known = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+        known += keep[i] != 0 ? 1U : 0U;
+        missing[i] = keep[i] != 0 ? 0.0F : 1.0F;
+    }
+    return known;
+}
+
+double known_total(std::size_t count, const float* missing, const float* values) {
+    DoubleLanes sum;
+    for_each_pair(count, missing, values, [&](const float* mask, const float* at, int) {
+        Lanes lanes = load_lanes(at);
+        const Lanes left_out = load_lanes(mask);
+        for (int k = 0; k < kParts; ++k) {
+            lanes.part[k] = left_out.part[k] > 0.0F ? Vector{} : lanes.part[k];
+        }
+        sum.add(lanes);
+    });
+    return sum.total();
+}
+
+void negate_known(std::size_t count, const float* __restrict missing, const float* __restrict values, double shift,
+                  double scale, float* __restrict output) {
+    for (std::size_t i = 0; i < count; ++i) {
+        const auto value = static_cast<float>((shift - static_cast<double>(values[i])) * scale);
+        output[i] = missing[i] > 0.0F ? 0.0F : value;
+    }
+}
+
+void fill_missing(std::size_t count, const float* __restrict missing, const float* __restrict values,
+                  const float* __restrict solved, double scale, double shift, float* __restrict output) {
+    for (std::size_t i = 0; i < count; ++i) {
+        const auto value = static_cast<float>(static_cast<double>(solved[i]) * scale + shift);
+        output[i] = missing[i] > 0.0F ? value : values[i];
+    }
+}
+
+void add_noise(std::size_t count, const unsigned char* __restrict keep, const float* __restrict noise,
+               float* __restrict output) {
+    for (std::size_t i = 0; i < count; ++i) {
+        output[i] = keep[i] != 0 ? output[i] : output[i] + noise[i];
+    }
+}
+
 }  // namespace
 
 namespace camrt::simd::CAMRT_VARIANT {
@@ -585,6 +664,12 @@ const PerturbationLoops perturbation_loops = {
     .smooth = smooth,
     .advance = advance,
     .turn = turn,
+    .keep_below = keep_below,
+    .mark_missing = mark_missing,
+    .known_total = known_total,
+    .negate_known = negate_known,
+    .fill_missing = fill_missing,
+    .add_noise = add_noise,
     .multiply = multiply,
     .total = total,
     .absolute_total = absolute_total,

@@ -11,7 +11,6 @@
 namespace camrt {
 namespace {
 
-constexpr std::size_t kLongestAxis = std::size_t{1} << 24;
 constexpr std::size_t kRowsPerTask = 32;
 
 // Whether every `group` neighbouring outputs read at most `group` neighbouring sources.

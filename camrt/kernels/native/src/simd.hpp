@@ -43,6 +43,24 @@ inline void store(Element* address, Register value) {
 inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
 inline Vector smaller(Vector a, Vector b) { return a < b ? a : b; }
 
+// The kWidth elements that start `shift` elements into (first, second), 0 <= shift < kWidth.
+template <int shift>
+inline Vector from_pair(Vector first, Vector second) {
+#if defined(__clang__)
+    Vector result = first;
+    for (int k = 0; k < kWidth; ++k) {
+        result[k] = k + shift < kWidth ? first[k + shift] : second[k + shift - kWidth];
+    }
+    return result;
+#else
+    IntVector places = {};
+    for (int k = 0; k < kWidth; ++k) {
+        places[k] = k + shift;
+    }
+    return __builtin_shuffle(first, second, places);
+#endif
+}
+
 // kLanes floats, in as many registers as that takes here.
 struct Lanes {
     Vector part[kParts];

@@ -87,6 +87,23 @@ struct PerturbationLoops {
     // direction = correction + growth * direction.
     void (*turn)(std::size_t count, float growth, const float* correction, float* direction);
 
+    // ---- Removal ----
+
+    // keep[i] = 1 where map[i] (or 1 - map[i], if `mirrored`) is below the limit, else 0.
+    void (*keep_below)(std::size_t count, const float* map, bool mirrored, float limit, unsigned char* keep);
+    // missing[i] = 1 where keep[i] is 0, else 0; returns how many are kept.
+    std::size_t (*mark_missing)(std::size_t count, const unsigned char* keep, float* missing);
+    // The sum of the values that are not missing.
+    double (*known_total)(std::size_t count, const float* missing, const float* values);
+    // output[i] = (shift - values[i]) * scale in double precision; 0 where it is missing.
+    void (*negate_known)(std::size_t count, const float* missing, const float* values, double shift, double scale,
+                         float* output);
+    // output[i] = values[i], or solved[i] * scale + shift in double precision where it is missing.
+    void (*fill_missing)(std::size_t count, const float* missing, const float* values, const float* solved,
+                         double scale, double shift, float* output);
+    // output[i] += noise[i] where keep[i] is 0.
+    void (*add_noise)(std::size_t count, const unsigned char* keep, const float* noise, float* output);
+
     // ---- Images and maps ----
 
     // output[i] = image[i] * map[i].

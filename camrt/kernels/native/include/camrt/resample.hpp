@@ -1,6 +1,7 @@
 // Bilinear resampling along rows and columns. Pixel centres are at half-integers, edges are repeated.
 #pragma once
 
+#include <cstddef>
 #include <span>
 #include <vector>
 
@@ -8,6 +9,8 @@
 #include "camrt/thread_pool.hpp"
 
 namespace camrt {
+
+constexpr std::size_t kLongestAxis = std::size_t{1} << 24;
 
 // Where the outputs of one axis come from: output begin + i lies between source elements low[i] and high[i].
 struct Axis {
