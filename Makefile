@@ -46,7 +46,7 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.bench_explain --threads $(BENCH_THREADS) --rounds 12 --warmup 1 --out $(BENCH_OUTPUT)
 	$(BIN)/python -m benchmarks.bench_explain --threads $(BENCH_THREADS) --batch 16 --rounds 2 --warmup 0 --name peers_16 \
-	  --lines pytorch_grad_cam pytorch_grad_cam_best torchcam_best --out $(BENCH_OUTPUT)
+	  --models resnet18 resnet50 mobilenet_v3_small efficientnet_b0 --lines pytorch_grad_cam pytorch_grad_cam_best torchcam_best --out $(BENCH_OUTPUT)
 	$(BIN)/python -m benchmarks.bench_evaluation --threads $(BENCH_THREADS) --rounds 10 --peer-rounds 2 \
 	  --json $(BENCH_OUTPUT)/bench_evaluation.json
 	$(BIN)/python -m benchmarks.bench_peer_servers --threads $(BENCH_THREADS) --turns 2 --seconds 6 --out $(BENCH_OUTPUT)
