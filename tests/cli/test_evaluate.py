@@ -50,8 +50,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def subprocess_run(folder: Path, *arguments: object) -> subprocess.Popen[str]:
+    """A process that SIGINT reaches, also where the tests run as a job in the background, which ignores it."""
     command = [sys.executable, "-m", "camrt", "evaluate", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # what a child inherits
+    try:
+        return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def wait_for_parts(process: subprocess.Popen[str], folder: Path, count: int) -> None:
