@@ -126,10 +126,10 @@ class Encoder:
             return results
         finally:
             gone.set()
-            if running is None or running.done():
+            if running is None:
                 self._give(taken)
             else:
-                running.add_done_callback(lambda _: self._give(taken))
+                running.add_done_callback(partial(self._ended, taken))
 
     async def _take(self, pixels: int, deadline: float | None) -> None:
         try:
@@ -144,6 +144,11 @@ class Encoder:
         except TimeoutError as error:
             raise _too_late() from error
         self._free -= pixels
+
+    def _ended(self, pixels: int, piece: asyncio.Future[T]) -> None:
+        if not piece.cancelled():
+            piece.exception()  # where the caller has gone nobody else asks for it
+        self._give(pixels)
 
     def _give(self, pixels: int) -> None:
         self._free += pixels

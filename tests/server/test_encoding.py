@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -186,3 +187,28 @@ def test_deadlines_in_the_line_and_between_pieces() -> None:
         assert not second.started.is_set()
 
     with_encoder(test, LARGE)
+
+
+def test_what_fails_for_a_caller_that_has_left_is_nobodys_error() -> None:
+    async def test(encoder: Encoder) -> None:
+        told: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        piece = Piece()
+
+        def failing() -> int:
+            piece()
+            raise DeadlineError("The deadline passed.", "Allow more time.")
+
+        task = asyncio.create_task(encoder.run([failing], LARGE, None))
+        await piece.runs()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        piece.free.set()
+        await settled()
+        del task
+        gc.collect()
+        await settled()
+        assert told == []
+
+    with_encoder(test)
