@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from camrt.errors import CamrtError, ImageError, InvalidInputError
 
@@ -42,6 +42,11 @@ class Request:
     view: Preprocessing | None
     colormap: str
     opacity: float
+
+    @property
+    def output_size(self) -> Literal["original", "input"]:
+        """Whose pixels the maps have."""
+        return "original" if self.view is None else "input"
 
 
 @dataclass(slots=True)
@@ -106,8 +111,7 @@ def _explain_one(source: Source, path: Path, request: Request, files: OverlayFil
     start = time.perf_counter()
     image = load_image(path)
     decode_seconds = time.perf_counter() - start
-    size = "original" if request.view is None else "input"
-    found = source.explanations(path, image, request.classes, request.top_k, size, request.layers, request.options)
+    found = source.explanations(path, image, request)
     background = image if request.view is None else request.view.view(image)[0]
     summaries = []
     for explanation in found:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from camrt.errors import CamrtError, InvalidInputError
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from camrt.cli._overlays import Request
     from camrt.client import ExplainerClient
     from camrt.explanation import Explanation
     from camrt.preprocess import Preprocessing
@@ -60,25 +60,16 @@ class RemoteSource:
         """How the server's model sees images."""
         return self._preprocessing
 
-    def explanations(
-        self,
-        path: Path,
-        image: Image.Image,  # noqa: ARG002
-        classes: Sequence[int | str] | None,
-        top_k: int,
-        output_size: str,
-        layers: str | list[str] | None,
-        options: dict[str, Any],
-    ) -> list[Explanation]:
+    def explanations(self, path: Path, image: Image.Image, request: Request) -> list[Explanation]:  # noqa: ARG002
         """What the server says about the file at ``path``. An image that it refuses is an ImageError here too."""
         return self._client.explain(
             path,
-            class_indices=None if classes is None else [self._index(item) for item in classes],
-            top_k=top_k if top_k != 1 else None,
-            output_size=output_size,
-            target_layers=layers,
+            class_indices=None if request.classes is None else [self._index(item) for item in request.classes],
+            top_k=request.top_k if request.top_k != 1 else None,
+            output_size=request.output_size,
+            target_layers=request.layers,
             model=self._model,
-            **options,
+            **request.options,
         )
 
     def _index(self, item: int | str) -> int:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from PIL import Image
     from rich.progress import Progress
 
+    from camrt.cli._overlays import Request
     from camrt.explainer import Explainer
     from camrt.explanation import Explanation
     from camrt.preprocess import Preprocessing
@@ -24,16 +24,7 @@ class Source(Protocol):
         """How the model sees images."""
         ...
 
-    def explanations(
-        self,
-        path: Path,
-        image: Image.Image,
-        classes: Sequence[int | str] | None,
-        top_k: int,
-        output_size: str,
-        layers: str | list[str] | None,
-        options: dict[str, Any],
-    ) -> list[Explanation]:
+    def explanations(self, path: Path, image: Image.Image, request: Request) -> list[Explanation]:
         """Of one image, at ``path`` and decoded: one explanation a class."""
         ...
 
@@ -57,16 +48,7 @@ class LocalSource:
         """See Source."""
         return self.explainer.preprocessing
 
-    def explanations(
-        self,
-        path: Path,  # noqa: ARG002
-        image: Image.Image,
-        classes: Sequence[int | str] | None,
-        top_k: int,
-        output_size: str,
-        layers: str | list[str] | None,
-        options: dict[str, Any],
-    ) -> list[Explanation]:
+    def explanations(self, path: Path, image: Image.Image, request: Request) -> list[Explanation]:  # noqa: ARG002
         """See Source."""
         from camrt.cam import Perturbation
 
@@ -79,12 +61,12 @@ class LocalSource:
         try:
             return self.explainer.explain_images(
                 [image],
-                classes,
-                top_k=top_k,
-                output_size=output_size,
-                target_layers=layers,
+                request.classes,
+                top_k=request.top_k,
+                output_size=request.output_size,
+                target_layers=request.layers,
                 perturbation=Perturbation(self.channels, progress=tell),
-                **options,
+                **request.options,
             )
         finally:
             self.bar.remove_task(task)

@@ -86,7 +86,24 @@ def explain_message(image: AnyImage, options: ExplainOptions) -> pb.ExplainReque
         InvalidInputError, ClassIndexError: options that cannot be sent.
     """
     with _checked(options, ExplainOptions.__annotations__):
-        return _explain_message(image, options)
+        request = pb.ExplainRequest(
+            model=pb.ModelReference(name=options.get("model", ""), version=options.get("version", "")),
+            image=_image_message(image),
+            options=_method_message(options),
+            output=_output_message(options.get("output_size"), options.get("precision", "uint8")),
+            return_probabilities=options.get("return_probabilities", False),
+            return_layer_maps=options.get("return_layer_maps", False),
+            return_arcc=options.get("return_arcc", False),
+            seed=options.get("seed", 0),
+        )
+        classes, top_k = options.get("class_indices"), options.get("top_k")
+        if classes is not None and top_k is not None:
+            raise ClassIndexError("top_k and class_indices exclude each other.", "Give one of them.")
+        if top_k is not None:
+            request.top_k = top_k
+        if classes is not None:
+            _select(request.selection, classes)
+        return request
 
 
 def evaluate_message(
@@ -103,7 +120,23 @@ def evaluate_message(
         InvalidInputError, ClassIndexError: options that cannot be sent, or are not those of Evaluate.
     """
     with _checked(options, _EVALUATE_OPTIONS):
-        return _evaluate_message(image, metrics, saliency_map, object_mask, options)
+        if isinstance(metrics, str) or not metrics:
+            raise InvalidInputError(f"Metrics are {metrics!r}.", "Give a list of names, at least one.")
+        request = pb.EvaluateRequest(
+            model=pb.ModelReference(name=options.get("model", ""), version=options.get("version", "")),
+            image=_image_message(image),
+            options=_method_message(options),
+            metrics=metrics,
+            seed=options.get("seed", 0),
+            saliency_map=None if saliency_map is None else _map_message(saliency_map),
+            object_mask=None if object_mask is None else _mask_message(object_mask),
+        )
+        item = options.get("class_indices")
+        if isinstance(item, str):
+            request.class_name = item
+        elif item is not None:
+            request.class_index = _index(item)
+        return request
 
 
 @contextmanager
@@ -122,53 +155,6 @@ def _checked(options: ExplainOptions, known: Collection[str]) -> Iterator[None]:
         raise
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidInputError(f"An option cannot be sent: {error}.", "See ExplainOptions.") from error
-
-
-def _explain_message(image: AnyImage, options: ExplainOptions) -> pb.ExplainRequest:
-    request = pb.ExplainRequest(
-        model=pb.ModelReference(name=options.get("model", ""), version=options.get("version", "")),
-        image=_image_message(image),
-        options=_method_message(options),
-        output=_output_message(options.get("output_size"), options.get("precision", "uint8")),
-        return_probabilities=options.get("return_probabilities", False),
-        return_layer_maps=options.get("return_layer_maps", False),
-        return_arcc=options.get("return_arcc", False),
-        seed=options.get("seed", 0),
-    )
-    classes, top_k = options.get("class_indices"), options.get("top_k")
-    if classes is not None and top_k is not None:
-        raise ClassIndexError("top_k and class_indices exclude each other.", "Give one of them.")
-    if top_k is not None:
-        request.top_k = top_k
-    if classes is not None:
-        _select(request.selection, classes)
-    return request
-
-
-def _evaluate_message(
-    image: AnyImage,
-    metrics: Sequence[str],
-    saliency_map: FloatArray | None,
-    object_mask: BoolArray | None,
-    options: ExplainOptions,
-) -> pb.EvaluateRequest:
-    if isinstance(metrics, str) or not metrics:
-        raise InvalidInputError(f"Metrics are {metrics!r}.", "Give a list of names, at least one.")
-    request = pb.EvaluateRequest(
-        model=pb.ModelReference(name=options.get("model", ""), version=options.get("version", "")),
-        image=_image_message(image),
-        options=_method_message(options),
-        metrics=metrics,
-        seed=options.get("seed", 0),
-        saliency_map=None if saliency_map is None else _map_message(saliency_map),
-        object_mask=None if object_mask is None else _mask_message(object_mask),
-    )
-    item = options.get("class_indices")
-    if isinstance(item, str):
-        request.class_name = item
-    elif item is not None:
-        request.class_index = _index(item)
-    return request
 
 
 def _method_message(options: ExplainOptions) -> pb.ExplanationOptions:

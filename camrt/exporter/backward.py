@@ -69,10 +69,9 @@ def append_backward(
 
 def _sum(op: OpBuilder, first: ir.Value, second: ir.Value) -> ir.Value:
     """The sum of two gradients of a value. Add broadcasts, so an Expand of one of them is left out."""
-    small = [value for value in (first, second) if _unexpanded(value) is not value]
-    if len(small) == 1:
-        other = second if first is small[0] else first
-        return op("Add", other, _unexpanded(small[0]))
+    one, other = _unexpanded(first), _unexpanded(second)
+    if one is first or other is second:
+        return op("Add", one, other)
     return op("Add", first, second)
 
 

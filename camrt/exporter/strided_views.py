@@ -8,10 +8,9 @@ import onnx.reference
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 
+from camrt.exporter.shape_folding import PROBES
 from camrt.exporter.shapes import BATCH, is_known, nominal_shape
 from camrt.types import AnyArray
-
-_PROBE_BATCHES = (2, 3)
 
 
 class RemoveStridedViewPass(InPlacePass):
@@ -42,7 +41,7 @@ def _replace_if_identity(gather: ir.Node) -> bool:
     shape = nominal_shape(source)
     if len(flat.shape) != 1 or shape != nominal_shape(result) or BATCH in shape[1:]:
         return False
-    for batch in _PROBE_BATCHES if shape[0] == BATCH else shape[:1]:
+    for batch in PROBES if shape[0] == BATCH else shape[:1]:
         full = (batch, *shape[1:])
         indices = _evaluate(index, batch)
         if indices is None or not np.array_equal(indices, np.arange(np.prod(full)).reshape(full)):

@@ -108,8 +108,7 @@ class ExplainerServicer(pb_grpc.ExplainerServiceServicer):
                 explain,
                 lambda message, response: pb.ExplainStreamResponse(id=message.id, response=response),
                 _refused,
-                self._settings.stream_in_flight,
-                self._settings.message_bytes,
+                self._settings,
                 lambda: self._engine.draining,
                 edge.request_id,
             )

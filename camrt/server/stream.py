@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from camrt.errors import CamrtError
 from camrt.server.errors import DrainingError
 from camrt.server.replies import check_reply
+from camrt.server.settings import ServerSettings
 from camrt.server.status import Status, log_failure, status_of
 from camrt.server.tracebacks import drop_tracebacks
 
@@ -31,8 +32,8 @@ class Streaming(Generic[Request, Reply, Sent]):
         call: answers one.
         answer: the message of a request and its reply.
         refuse: the message of a request that failed.
-        in_flight: as ``limit`` of ordered.
-        message_bytes: larger messages are refused; gRPC would end the stream with them.
+        settings: how many are worked on at a time, and the largest message: larger ones are refused, since gRPC would
+            end the stream with them.
         draining: whether the server stops.
         request_id: of the stream.
     """
@@ -40,8 +41,7 @@ class Streaming(Generic[Request, Reply, Sent]):
     call: Callable[[Request], Coroutine[Any, Any, Reply]]
     answer: Callable[[Request, Reply], Sent]
     refuse: Callable[[Request, Status], Sent]
-    in_flight: int
-    message_bytes: int
+    settings: ServerSettings
     draining: Callable[[], bool]
     request_id: str
 
@@ -51,7 +51,7 @@ class Streaming(Generic[Request, Reply, Sent]):
         Raises:
             DrainingError: after the last answer, where the server stops.
         """
-        async with aclosing(ordered(requests, self.call, self.in_flight, self.draining)) as answers:
+        async with aclosing(ordered(requests, self.call, self.settings.stream_in_flight, self.draining)) as answers:
             async for request, task in answers:
                 yield self._told(request, task)
         if self.draining():
@@ -62,7 +62,7 @@ class Streaming(Generic[Request, Reply, Sent]):
         if error is None:
             message = self.answer(request, task.result())
             try:
-                check_reply(message, self.message_bytes)
+                check_reply(message, self.settings.message_bytes)
             except CamrtError as too_large:
                 error = too_large
             else:

@@ -23,7 +23,6 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
 import camrt
-from camrt.cam import resolve_ranks
 from camrt.explainer import embedded_bundle_path, sample_image_path
 from camrt.inference import open_inference_pb2 as pb
 from camrt.server.errors import OverloadedError
@@ -390,11 +389,6 @@ def test_only_what_is_asked_for_is_sent_and_computed(
     ranked = np.argsort(-logits, axis=1)
     expected = [[ranked[0, 0], ranked[0, 5]], [2, ranked[1, 1]], [ranked[2, 2], 0]]
     np.testing.assert_array_equal(result.as_numpy("class_index"), expected)
-
-
-def test_of_equal_logits_the_lower_class_comes_first() -> None:
-    logits = np.array([[1, 3, 3, 0]], np.float32)
-    assert resolve_ranks(logits, np.array([[-1, -2, -3, 3]])).tolist() == [[1, 2, 0, 3]]
 
 
 def test_activations_and_gradients(

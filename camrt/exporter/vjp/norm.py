@@ -52,18 +52,16 @@ def _normalized_gradient(op: OpBuilder, x: ir.Value, g: ir.Value, axes: Sequence
 
     In half precision computed in float32, as the operators themselves do: squares of half end at |x - mean| = 255.
     """
-    half = op.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-    if half:
-        x, g = (op("Cast", value, to=int(ir.DataType.FLOAT)) for value in (x, g))
+    wide = ir.DataType.FLOAT if op.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) else op.dtype
+    if wide != op.dtype:
+        x, g = (op("Cast", value, to=int(wide)) for value in (x, g))
     centred = op("Sub", x, op.reduce_mean(x, axes))
     variance = op.reduce_mean(op("Mul", centred, centred), axes)
-    deviation = op(
-        "Sqrt", op("Add", variance, op.constant(np.asarray(epsilon, np.float32 if half else op.dtype.numpy())))
-    )
+    deviation = op("Sqrt", op("Add", variance, op.constant(np.asarray(epsilon, wide.numpy()))))
     normalized = op("Div", centred, deviation)
     along = op("Mul", normalized, op.reduce_mean(op("Mul", g, normalized), axes))
     gradient = op("Div", op("Sub", op("Sub", g, op.reduce_mean(g, axes)), along), deviation)
-    return op.cast(gradient) if half else gradient
+    return gradient if wide == op.dtype else op.cast(gradient)
 
 
 @register_vjp("InstanceNormalization")

@@ -180,8 +180,7 @@ class OpenInferenceServicer:
                 infer,
                 _answered,
                 _refused,
-                self._settings.stream_in_flight,
-                self._settings.message_bytes,
+                self._settings,
                 lambda: self._engine.draining,
                 edge.request_id,
             )
