@@ -65,8 +65,11 @@ bench-record: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.tables benchmarks/results --write docs/performance.md
 	$(BIN)/python -m benchmarks.history $(BENCH_OUTPUT) benchmarks/results/history.jsonl
 
-gpu-check: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.gpu_check --json benchmarks/results/gpu-$(or $(NAME),local).json
+# Takes the Python of the machine, with what is installed there, and no network.
+gpu-check:
+	$(PYTHON) -c "import camrt.kernels._native" 2> /dev/null || $(PYTHON) -m pip install --quiet --no-index --no-deps \
+	  --no-build-isolation --config-settings cmake.define.CAMRT_STUBS=OFF --editable .
+	$(PYTHON) -m benchmarks.gpu_check --strict --json benchmarks/results/gpu-$(or $(NAME),local).json $(GPU_CHECK)
 
 bench-server: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.bench_server --threads $(BENCH_THREADS)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from camrt.errors import InvalidModelError
+from camrt.errors import BackendUnavailableError, InvalidModelError
 from camrt.runtime.bundle_session import BundleSession
 from camrt.runtime.cuda_driver import CudaDriver, cuda_driver
 from camrt.runtime.engine_cache import EngineCache, EngineKey
@@ -23,6 +27,8 @@ from camrt.runtime.tensorrt import TENSORRT_ORT
 from camrt.runtime.tensorrt.onnxruntime_context import session_by_context, tensorrt_options
 from camrt.types import AnyArray, FloatArray, IntArray
 
+logger = logging.getLogger(__name__)
+_CUDA = "CUDAExecutionProvider"
 _MOST_RECORDINGS = 16  # shapes that a graph is recorded for; more run without
 
 
@@ -88,6 +94,7 @@ class CudaSession(BundleSession[_Engine]):
         self._provider = onnx_runtime_provider(provider)
         self._options = EngineOptions.from_environment() if options is None else options
         super().__init__(path, threads)
+        load_cuda_libraries()
         self._driver: CudaDriver = cuda_driver()
         self._driver.attach()
         self.stream = self._driver.create_stream()
@@ -118,10 +125,12 @@ class CudaSession(BundleSession[_Engine]):
 
     def _open(self, outputs: tuple[str, ...], cut_at: str | None) -> _Engine:
         model = self._model.complete(outputs, cut_at)
-        on_cuda = ("CUDAExecutionProvider", cuda_options(self.stream, self._options.cuda_graphs))
+        on_cuda = (_CUDA, cuda_options(self.stream, self._options.cuda_graphs))
 
         def opened(graph: bytes, *tensorrt: Provider) -> onnxruntime.InferenceSession:
-            return inference_session(graph, session_options(self._threads), [*tensorrt, on_cuda], self._path)
+            session = inference_session(graph, session_options(self._threads), [*tensorrt, on_cuda], self._path)
+            check_providers(session, {self._provider, _CUDA})
+            return session
 
         if self._cache is None:
             return _Engine(opened(model), outputs)
@@ -185,3 +194,32 @@ def cuda_options(stream: int, cuda_graphs: bool) -> dict[str, str]:
         "enable_cuda_graph": "1" if cuda_graphs else "0",
         "cudnn_conv_algo_search": "HEURISTIC",  # exhaustive search stalls at every new shape
     }
+
+
+@cache
+def load_cuda_libraries() -> None:
+    """Loads CUDA's libraries from NVIDIA's packages, once a process, where ONNX Runtime would not find them by itself.
+
+    What it prints when one is missing goes to the log: check_providers says whether that matters.
+    """
+    preload = getattr(onnxruntime, "preload_dlls", None)
+    if preload is None:
+        return
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        preload()
+    if said.getvalue():
+        logger.info("ONNX Runtime looks for CUDA's libraries: %s", said.getvalue().strip())
+
+
+def check_providers(session: onnxruntime.InferenceSession, wanted: Collection[str]) -> None:
+    """Refuses a session that ONNX Runtime opened without a provider that it could not load.
+
+    Raises:
+        BackendUnavailableError: a provider is not there; ONNX Runtime would compute on the CPU.
+    """
+    missing = sorted(set(wanted) - set(session.get_providers()))
+    if missing:
+        raise BackendUnavailableError(
+            f"ONNX Runtime {onnxruntime.__version__} could not load {' and '.join(missing)}.",
+            "See `camrt doctor`: CUDA's libraries must be of the version that onnxruntime-gpu was built for.",
+        )

@@ -16,7 +16,7 @@ from camrt.errors import BackendUnavailableError
 from camrt.explainer import embedded_bundle_path
 from camrt.preprocess import random_inputs
 from camrt.runtime import cuda, open_session
-from camrt.runtime.cuda import CudaSession, cuda_options
+from camrt.runtime.cuda import CudaSession, check_providers, cuda_options, load_cuda_libraries
 from camrt.runtime.cuda_driver import CudaDriver
 from camrt.runtime.engine_cache import MAGIC, write_sealed
 from camrt.runtime.engine_options import EngineOptions
@@ -55,6 +55,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         return session
 
     monkeypatch.setattr(cuda, "inference_session", on_cpu)
+    monkeypatch.setattr(cuda, "check_providers", lambda _session, names: None)
     monkeypatch.setattr(cuda, "onnx_runtime_provider", lambda name: {"tensorrt-ort": "Trt"}.get(name, "Cuda"))
     driver = CudaDriver(FakeLibrary())
     monkeypatch.setattr(cuda, "cuda_driver", lambda: driver)
@@ -229,3 +230,26 @@ def test_what_is_missing_is_said(provider: str) -> None:
         pytest.skip("this ONNX Runtime has the GPU's providers")
     with pytest.raises(BackendUnavailableError, match="onnxruntime-gpu"):
         open_session(BUNDLE, provider)
+
+
+def test_a_provider_that_onnx_runtime_left_out_is_missed() -> None:
+    session = onnxruntime.InferenceSession(BUNDLE.read_bytes(), providers=["CPUExecutionProvider"])
+    check_providers(session, ["CPUExecutionProvider"])
+    with pytest.raises(BackendUnavailableError, match=r"could not load CUDAExecutionProvider\. See `camrt doctor`"):
+        check_providers(session, ["CUDAExecutionProvider", "CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("said", ["", "Failed to load libcublas.so.13"])
+def test_libraries_are_loaded_without_a_word_on_the_console(said, monkeypatch, capsys, caplog) -> None:
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print(said, end=""), raising=False)
+    with caplog.at_level("INFO", cuda.__name__):
+        load_cuda_libraries.__wrapped__()
+    assert capsys.readouterr().out == ""
+    assert [record.getMessage() for record in caplog.records] == (
+        [f"ONNX Runtime looks for CUDA's libraries: {said}"] if said else []
+    )
+
+
+def test_an_onnx_runtime_without_preloading_is_taken_as_it_is(monkeypatch) -> None:
+    monkeypatch.delattr(onnxruntime, "preload_dlls", raising=False)
+    load_cuda_libraries.__wrapped__()

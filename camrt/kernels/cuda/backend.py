@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -33,11 +34,25 @@ _MAP_THREADS = 512
 _PIXELS, _STRIDES = 32, 8
 _TILE_HEIGHT, _TILE_WIDTH = 16, 32
 _TILE_BLOCK = (32, 8)
-_SMALL_LAYER = 1024
+_WARP, _WARP_LAYER = 32, 256
 _RULES: dict[str, int] = {name: number for number, name in enumerate(CHANNEL_RULES + PIXEL_RULES)}
 _FUSIONS = {name: number for number, name in enumerate(FUSIONS)}
 
 MOST_LAYERS = 32
+_LAYERS = np.dtype(
+    [
+        ("activations", np.uint64, MOST_LAYERS),
+        ("factors", np.uint64, MOST_LAYERS),
+        ("outputs", np.int64, MOST_LAYERS),
+        ("maps", np.int64, MOST_LAYERS),
+        ("channels", np.int32, MOST_LAYERS),
+        ("sizes", np.int32, MOST_LAYERS),
+        ("splits", np.int32, MOST_LAYERS),
+        ("first_blocks", np.int32, MOST_LAYERS),
+        ("count", np.int32),
+        ("images", np.int32),
+    ]
+)
 _LAYER_MAPS = np.dtype(
     [
         ("maps", np.uint64, MOST_LAYERS),
@@ -82,7 +97,8 @@ class CudaBackend(CudaPerturbation):
         """See KernelBackend.channel_weights."""
         check_choice("channel rule", rule, CHANNEL_RULES)
         call = self._layer(activations, gradients)
-        return call.give(self._channel_weights(*call.take_pair("activations", "gradients"), rule))
+        [weights] = self._channel_weights([call.take_pair("activations", "gradients")], rule)
+        return call.give(weights)
 
     def pixel_weights(self, activations: Any, gradients: Any, rule: PixelRule) -> Any:
         """See KernelBackend.pixel_weights."""
@@ -101,10 +117,12 @@ class CudaBackend(CudaPerturbation):
         call = Call(self.device, activations=activations, weights=weights)
         check_weights(call.shape_of("activations"), call.shape_of("weights"))
         if call.shape_of("weights").ndim == 2:
-            sums = self._sum_channels(call.take("activations", half=True), call.take("weights"))
+            layers = [(call.take("activations", half=True), call.take("weights"))]
+            sums, table = self._sums(layers, None)
         else:
-            sums = self._sum_pixels(*call.take_pair("activations", "weights"), "hirescam")
-        return call.give(self._added(sums, call.shape_of("activations").shape[2:]))
+            layers = [call.take_pair("activations", "weights")]
+            sums, table = self._sums(layers, "hirescam")
+        return call.give(self._added(sums, table, call.shape_of("activations").shape[2:]))
 
     def layer_map(self, activations: Any, gradients: Any, rule: ChannelRule | PixelRule) -> Any:
         """See KernelBackend.layer_map."""
@@ -123,13 +141,23 @@ class CudaBackend(CudaPerturbation):
             [call.shape_of(f"gradients[{i}]") for i in range(len(gradients))],
         )
         pairs = [call.take_pair(f"activations[{i}]", f"gradients[{i}]") for i in range(len(activations))]
-        return call.give_all([self._layer_map(a, g, rule) for a, g in pairs])
+        alike: dict[Any, list[int]] = {}
+        for i, (a, g) in enumerate(pairs):
+            alike.setdefault((a.dtype, len(a), len(g)), []).append(i)
+        maps: dict[int, DeviceArray] = {}
+        for indices in alike.values():
+            for first in range(0, len(indices), MOST_LAYERS):
+                chosen = indices[first : first + MOST_LAYERS]
+                maps |= zip(chosen, self._layer_maps([pairs[i] for i in chosen], rule), strict=True)
+        return call.give_all([maps[i] for i in range(len(pairs))])
 
     def normalize(self, maps: Any) -> Any:
         """See KernelBackend.normalize."""
         call = self._maps(maps)
         own = call.take("maps")
-        return call.give(self._finished(own[:, None], own.shape[1:]))
+        table = np.zeros(1, _LAYERS)
+        table["count"], table["sizes"][0, 0], table["splits"][0, 0] = 1, own.shape[1] * own.shape[2], 1
+        return call.give(self._finished(own, table, [own.shape])[0])
 
     def fuse_layers(
         self,
@@ -191,60 +219,86 @@ class CudaBackend(CudaPerturbation):
         check_maps(call.shape_of("maps"))
         return call
 
-    def _layer_map(
-        self, activations: DeviceArray, gradients: DeviceArray, rule: ChannelRule | PixelRule
-    ) -> DeviceArray:
+    def _layer_maps(
+        self, pairs: Sequence[tuple[DeviceArray, DeviceArray]], rule: ChannelRule | PixelRule
+    ) -> list[DeviceArray]:
+        """One map (M, h, w) a layer, of layers alike: three launches, or two with a pixel rule, for all of them."""
         if rule in PIXEL_RULES:
-            sums = self._sum_pixels(activations, gradients, rule)
+            sums, table = self._sums(pairs, rule)
         else:
-            sums = self._sum_channels(activations, self._channel_weights(activations, gradients, rule))
-        return self._finished(sums, activations.shape[2:])
+            weights = self._channel_weights(pairs, rule)
+            sums, table = self._sums([(a, w) for (a, _), w in zip(pairs, weights, strict=True)], None)
+        return self._finished(sums, table, [(len(g), *g.shape[2:]) for _, g in pairs])
 
-    def _channel_weights(self, activations: DeviceArray, gradients: DeviceArray, rule: str) -> DeviceArray:
-        classes, channels, height, width = gradients.shape
-        weights = self.device.empty((classes, channels), np.float32)
-        small = height * width <= _SMALL_LAYER
-        grid = (_blocks(channels, _THREADS // 32) if small else channels, classes)
-        kernel = f"channel_weights_{'small' if small else 'large'}_{suffix(gradients)}"
-        arguments = (activations, gradients, weights, len(activations), channels, height * width, _RULES[rule])
-        self.device.launch("weights", kernel, grid, (_THREADS,), arguments)
-        return weights
+    def _channel_weights(self, pairs: Sequence[tuple[DeviceArray, DeviceArray]], rule: str) -> list[DeviceArray]:
+        """Weights (M, C) of layers of one type, N and M."""
+        classes = len(pairs[0][1])
+        table = self._table_of_layers(pairs)
+        shapes = [(classes, a.shape[1]) for a, _ in pairs]
+        weights = self._buffer(table["outputs"], shapes)
+        blocks = 0
+        for layer, (a, _) in enumerate(pairs):
+            table["first_blocks"][0, layer] = blocks
+            by_warps = a.shape[2] * a.shape[3] <= _WARP_LAYER
+            blocks += _blocks(a.shape[1], _THREADS // _WARP) if by_warps else a.shape[1]
+        kernel = f"channel_weights_{suffix(pairs[0][0])}"
+        self.device.launch("weights", kernel, (blocks, classes), (_THREADS,), (table, weights, _RULES[rule]))
+        return _split(weights, table["outputs"], shapes)
 
-    def _sum_channels(self, activations: DeviceArray, weights: DeviceArray) -> DeviceArray:
-        """(M, splits, h w): weighted sums of parts of the channels."""
-        sums, grid = self._splits(len(weights), activations)
-        arguments = (activations, weights, sums, len(activations), activations.shape[1], sums.shape[2])
-        kernel = f"sum_channels_{suffix(activations)}"
-        self.device.launch("weighted_sum", kernel, grid, (_PIXELS, _STRIDES), arguments)
-        return sums
+    def _sums(self, layers: Sequence[tuple[DeviceArray, DeviceArray]], rule: str | None) -> tuple[DeviceArray, Any]:
+        """Weighted sums of parts of the channels, (M, splits, h w) a layer in one buffer; the table says where.
 
-    def _sum_pixels(self, activations: DeviceArray, gradients: DeviceArray, rule: str) -> DeviceArray:
-        """The same with weights that a pixel rule makes of the gradients."""
-        sums, grid = self._splits(len(gradients), activations)
-        arguments = (activations, gradients, sums, len(activations), activations.shape[1], sums.shape[2], _RULES[rule])
-        kernel = f"sum_pixels_{suffix(activations)}"
-        self.device.launch("weighted_sum", kernel, grid, (_PIXELS, _STRIDES), arguments)
-        return sums
+        Args:
+            layers: activations of one type, and weights (M, C), or gradients (M, C, h, w) with a rule.
+            rule: a pixel rule, or None.
+        """
+        classes = len(layers[0][1])
+        table = self._table_of_layers(layers)
+        shapes, blocks = [], 0
+        for layer, (a, _) in enumerate(layers):
+            size, channels = a.shape[2] * a.shape[3], a.shape[1]
+            across = _blocks(size, _PIXELS)
+            splits = min(_blocks(_ENOUGH_BLOCKS, across * classes), _blocks(channels, _FEWEST_CHANNELS))
+            table["splits"][0, layer], table["first_blocks"][0, layer] = splits, blocks
+            shapes.append((classes, splits, size))
+            blocks += across * splits
+        sums = self._buffer(table["outputs"], shapes)
+        kernel, more = ("sum_channels", ()) if rule is None else ("sum_pixels", (_RULES[rule],))
+        kernel = f"{kernel}_{suffix(layers[0][0])}"
+        self.device.launch("weighted_sum", kernel, (blocks, classes), (_PIXELS, _STRIDES), (table, sums, *more))
+        return sums, table
 
-    def _splits(self, classes: int, activations: DeviceArray) -> tuple[DeviceArray, tuple[int, int, int]]:
-        _, channels, height, width = activations.shape
-        blocks = _blocks(height * width, _PIXELS)
-        splits = min(_blocks(_ENOUGH_BLOCKS, blocks * classes), _blocks(channels, _FEWEST_CHANNELS))
-        return self.device.empty((classes, splits, height * width), np.float32), (blocks, splits, classes)
-
-    def _added(self, sums: DeviceArray, size: tuple[int, int]) -> DeviceArray:
-        classes, splits, pixels = sums.shape
+    def _added(self, sums: DeviceArray, table: Any, size: tuple[int, int]) -> DeviceArray:
+        """Maps (M, h, w) of one layer, as they are."""
+        splits, pixels = int(table["splits"][0, 0]), size[0] * size[1]
+        classes = sums.size // (splits * pixels)
         maps = self.device.empty((classes, *size), np.float32)
         grid = (_blocks(pixels, _MAP_THREADS), classes)
         self.device.launch("weighted_sum", "add_splits", grid, (_MAP_THREADS,), (sums, maps, splits, pixels))
         return maps
 
-    def _finished(self, sums: DeviceArray, size: tuple[int, int]) -> DeviceArray:
-        classes, splits = sums.shape[:2]
-        maps = self.device.empty((classes, *size), np.float32)
-        arguments = (sums, maps, splits, size[0] * size[1])
-        self.device.launch("weighted_sum", "finish_maps", (classes,), (_MAP_THREADS,), arguments)
-        return maps
+    def _finished(self, sums: DeviceArray, table: Any, shapes: Sequence[tuple[int, ...]]) -> list[DeviceArray]:
+        """Normalized maps (M, h, w) of all layers."""
+        maps = self._buffer(table["maps"], shapes)
+        grid = (len(shapes), shapes[0][0])
+        self.device.launch("weighted_sum", "finish_maps", grid, (_MAP_THREADS,), (table, sums, maps))
+        return _split(maps, table["maps"], shapes)
+
+    def _table_of_layers(self, layers: Sequence[tuple[DeviceArray, DeviceArray]]) -> Any:
+        """The struct Layers of src/layers.cuh, an argument that is passed by value."""
+        table = np.zeros(1, _LAYERS)
+        table["count"], table["images"] = len(layers), len(layers[0][0])
+        for layer, (a, factors) in enumerate(layers):
+            table["activations"][0, layer] = self.device.pointer(a)
+            table["factors"][0, layer] = self.device.pointer(factors)
+            table["channels"][0, layer], table["sizes"][0, layer] = a.shape[1], a.shape[2] * a.shape[3]
+        return table
+
+    def _buffer(self, offsets: Any, shapes: Sequence[tuple[int, ...]]) -> DeviceArray:
+        """One float32 buffer for arrays of all layers, and where each begins in ``offsets``."""
+        sizes = [math.prod(shape) for shape in shapes]
+        offsets[0, : len(sizes)] = np.cumsum([0, *sizes[:-1]])
+        return self.device.empty((sum(sizes),), np.float32)
 
     def _fused(
         self, maps: Sequence[DeviceArray], size: tuple[int, int], fusion: Fusion, twice: bool
@@ -253,15 +307,17 @@ class CudaBackend(CudaPerturbation):
         table = _table(self.device, maps)
         normalized = self.device.empty((sum(one.size for one in maps),), np.float32)
         degenerate = self.device.empty((count, layers), np.uint8)
+        # Ranges of the resized maps and of the result, see SharedRange in src/fusion.cu.
+        ranges = self.device.empty((count, layers, 2), np.uint32)
+        fused_ranges = self.device.empty((count, 2), np.uint32)
         launch = self.device.launch
-        launch("fusion", "normalize_layers", (layers, count), (_THREADS,), (table, normalized, degenerate))
+        outputs = (normalized, degenerate, ranges, fused_ranges)
+        launch("fusion", "normalize_layers", (layers, count), (_THREADS,), (table, *outputs))
         output = self.device.empty((count, *size), np.float32)
         tiles = _tiles(output)[0]
-        ranges = self.device.empty((count, layers, tiles, 2), np.float32)
         if twice:
             grid = (tiles, layers, count)
             launch("fusion", "range_of_tiles", grid, _TILE_BLOCK, (table, normalized, ranges, *size))
-        fused_ranges = self.device.empty((count, tiles, 2), np.float32)
         arguments = (table, layers, normalized, ranges, int(twice), _FUSIONS[fusion], output, fused_ranges, *size)
         launch("fusion", "fuse_tiles", (tiles, count), _TILE_BLOCK, arguments)
         launch("fusion", "rescale_tiles", (tiles, count), _TILE_BLOCK, (output, fused_ranges, *size))
@@ -277,6 +333,14 @@ class CudaBackend(CudaPerturbation):
 
 def _blocks(count: int, size: int) -> int:
     return -(-count // size)
+
+
+def _split(buffer: DeviceArray, offsets: Any, shapes: Sequence[tuple[int, ...]]) -> list[DeviceArray]:
+    """The parts of a buffer, without a copy."""
+    starts = offsets[0, : len(shapes)].tolist()
+    return [
+        buffer[start : start + math.prod(shape)].reshape(shape) for start, shape in zip(starts, shapes, strict=True)
+    ]
 
 
 def _tiles(output: DeviceArray) -> tuple[int, int]:

@@ -25,8 +25,10 @@ OPTIONS = ("-std=c++17", "--fmad=false")
 count as 0."""
 
 NUMBA_THREADS = 256
-"""Threads of a block of the Numba kernels: so few that they start with however many registers Numba gives them. At most
-numba_blocks.SCRATCH."""
+"""Threads of a block of the Numba kernels: so few that they start with however many registers Numba gives them."""
+
+SOLVER_THREADS = 512
+"""Threads of a block that solves one mask: as many as numba_blocks.SCRATCH. A block's time falls with its threads."""
 
 _MOST_BLOCKS = 65535
 _CUDA_MEMORY = (2, 13)
@@ -40,6 +42,7 @@ class Device(Protocol):
 
     description: str
     numba_threads: int
+    solver_threads: int
 
     def is_device_array(self, value: object) -> bool:
         """Whether ``value`` lies on the GPU and can be used without a copy."""
@@ -94,7 +97,7 @@ class CupyDevice:
     def __init__(self) -> None:
         self._cupy = _import_cupy()
         self._numba = _import_numba()
-        self.numba_threads = NUMBA_THREADS
+        self.numba_threads, self.solver_threads = NUMBA_THREADS, SOLVER_THREADS
         number = self._cupy.cuda.runtime.getDevice()
         properties = self._cupy.cuda.runtime.getDeviceProperties(number)
         name = properties["name"]
@@ -245,4 +248,24 @@ def _import_numba() -> Any:
     if not cuda.is_available():
         reason = cuda.cuda_error() or "it finds no driver, GPU or compiler (libnvvm)"
         raise BackendUnavailableError(f"Numba cannot use the GPU: {reason}.", _INSTALL)
+    _load_numba_types()
     return cuda
+
+
+def _load_numba_types() -> None:
+    """Loads what Numba otherwise loads at the first kernel, where it would be too late to choose another backend.
+
+    numba-cuda 0.30 cannot with NumPy 2.5, which lacks a name that it uses.
+
+    Raises:
+        BackendUnavailableError: Numba does not fit NumPy.
+    """
+    from numba.cuda import descriptor
+
+    try:
+        descriptor.cuda_target.typing_context.refresh()
+    except (AttributeError, ImportError) as error:
+        raise BackendUnavailableError(
+            f"Numba's CUDA kernels do not work with NumPy {np.__version__}: {error}.",
+            "Install versions that fit: pip install --upgrade 'camrt[cuda]'.",
+        ) from error

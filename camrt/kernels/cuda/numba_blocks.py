@@ -6,15 +6,23 @@ the CPU too. ``scratch`` is shared memory, float64, one element a thread; the nu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from numba import cuda
+from numba import config, cuda
 
-SCRATCH = 256
+SCRATCH = 512
 """Elements of scratch, and the most threads of a block."""
 
-
 LANES = 32
+_REGISTERS = 65536  # of a block
+
+
+def bounded_kernel(function: Callable[..., None]) -> Any:
+    """A kernel that starts with SCRATCH threads: its registers are bounded, which the simulator does not know."""
+    if config.ENABLE_CUDASIM:
+        return cuda.jit(function)
+    return cuda.jit(function, max_registers=_REGISTERS // SCRATCH)
 
 
 def _block_sum(value: Any, scratch: Any, thread: Any, threads: Any) -> Any:

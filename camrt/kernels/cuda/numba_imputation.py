@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from camrt.kernels.cuda.numba_blocks import SCRATCH, block_largest, block_sum, lanes_of
+from camrt.kernels.cuda.numba_blocks import SCRATCH, block_largest, block_sum, bounded_kernel, lanes_of
 from camrt.kernels.cuda.numba_multigrid import build, cycle, missing, product
 
 _MOST_ITERATIONS = 200
@@ -254,5 +254,5 @@ def _impute(
     )
 
 
-build_operators = cuda.jit(_build_operators)
-impute = cuda.jit(_impute)
+build_operators = bounded_kernel(_build_operators)
+impute = bounded_kernel(_impute)

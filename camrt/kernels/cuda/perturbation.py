@@ -145,7 +145,7 @@ class CudaPerturbation:
         added = self.device.zeros((channels, 1), np.float32) if noise is None else noise.reshape(channels, -1)
         table = self.device.to_device(levels)
         flat = (images.reshape(len(images), channels, -1), output.reshape(len(keep), channels, -1))
-        threads = self.device.numba_threads
+        threads = self.device.solver_threads
         for first in range(0, len(keep), chunk):
             part = keep[first : first + chunk]
             self.device.launch_numba(numba_imputation.build_operators, (len(part),), threads, (part, planes, table))

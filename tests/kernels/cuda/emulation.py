@@ -85,7 +85,7 @@ class EmulatedDevice:
 
     def __init__(self, library: Path, numba_threads: int = 1) -> None:
         self._library = ctypes.CDLL(str(library))
-        self.numba_threads = numba_threads
+        self.numba_threads = self.solver_threads = numba_threads
         self.description = "emulated"
         self.copies_to_host = 0
         self.launches: list[str] = []
@@ -186,7 +186,7 @@ class OneThread:
         def jit(function: Any, device: bool = False) -> Any:
             return numba.njit(function) if device else function
 
-        self.cuda.jit = lambda function=None, device=False: (
+        self.cuda.jit = lambda function=None, device=False, max_registers=None: (
             jit(function) if function is not None else lambda inner: jit(inner, device)
         )
         self.cuda.syncthreads = numba.njit(nothing)

@@ -28,7 +28,7 @@ class SimulatedDevice(EmulatedDevice):
     """Has no kernels of src/*.cu: what metrics need takes none."""
 
     def __init__(self, threads: int) -> None:
-        self.numba_threads = threads
+        self.numba_threads = self.solver_threads = threads
         self.description = "simulated"
         self.copies_to_host = 0
         self.launches: list[str] = []

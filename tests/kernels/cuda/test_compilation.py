@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from camrt.kernels.cuda.device import NUMBA_THREADS, SOURCES
+from camrt.kernels.cuda.device import NUMBA_THREADS, SOLVER_THREADS, SOURCES
 from tests.kernels.cuda import compilation
 from tests.kernels.cuda.emulation import kernel_names
 
@@ -31,6 +31,7 @@ def test_numba_kernels_compile(tmp_path: Path):
     assert len(usage) == 8
     for uses in usage.values():
         assert [use.architecture for use in uses] == list(compilation.ARCHITECTURES)
-        # At least two blocks fit on a multiprocessor.
+        # At least two blocks fit on a multiprocessor, of those that solve one.
         assert max(use.registers for use in uses) * NUMBA_THREADS * 2 <= REGISTERS_OF_A_MULTIPROCESSOR
+        assert max(use.registers for use in uses) * SOLVER_THREADS <= REGISTERS_OF_A_MULTIPROCESSOR
         assert sum(use.spilled_bytes for use in uses) == 0

@@ -180,6 +180,19 @@ def test_without_numba_the_backend_says_what_to_install(monkeypatch: pytest.Monk
         device_module._import_numba()
 
 
+def test_a_numba_that_does_not_fit_numpy_is_found_before_the_first_kernel(monkeypatch: pytest.MonkeyPatch):
+    descriptor = pytest.importorskip("numba.cuda.descriptor", reason="Numba is not installed")
+
+    def refresh(_self) -> None:
+        raise AttributeError("module 'numpy' has no attribute 'row_stack'")
+
+    context = type(descriptor.cuda_target.typing_context)
+    device_module._load_numba_types()
+    monkeypatch.setattr(context, "refresh", refresh)
+    with pytest.raises(BackendUnavailableError, match=r"do not work with NumPy .*row_stack.*pip install --upgrade"):
+        device_module._load_numba_types()
+
+
 @pytest.mark.filterwarnings("error")
 def test_small_grids_are_no_reason_to_warn():
     pytest.importorskip("numba", reason="Numba is not installed")

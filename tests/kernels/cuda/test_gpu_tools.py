@@ -56,9 +56,9 @@ def check(backend: KernelBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 def test_a_complete_check(check, capsys: pytest.CaptureFixture[str]):
     code, report = check({}, "--strict")
     assert (code, report["complete"]) == (0, True)
-    assert report["passed"] == ["agreement", "memcheck", "racecheck", "synccheck", "benchmark"]
+    assert report["passed"] == ["agreement", "sessions", "memcheck", "racecheck", "synccheck", "benchmark"]
     assert report["figures"]["memcheck"] == {"comparisons": 47}
-    assert capsys.readouterr().out.splitlines()[-1] == "Complete: all 5 steps passed."
+    assert capsys.readouterr().out.splitlines()[-1] == "Complete: all 6 steps passed."
 
 
 def test_a_step_that_was_not_done_is_never_hidden(check, capsys: pytest.CaptureFixture[str]):
@@ -168,9 +168,20 @@ def test_kernel_benchmark(backend: KernelBackend, device: EmulatedDevice):
         call()
         return float(next(seconds))
 
-    rows = bench_gpu.bench_kernels(backend, device, timer, (1, 2), [(3, 4), (2, 9)], 16, 1024)
-    assert [row["kernel"] for row in rows].count("fuse_layers product") == 2
-    assert rows[0] == {"kernel": "copy", "batch": 0, "seconds": 1.0, "bytes_per_second": 2048.0, "share": 1.0}
+    def replay(call) -> float | None:
+        return None
+
+    rows = bench_gpu.bench_kernels(backend, device, timer, replay, (1, 2), [(3, 4), (2, 9)], 16, 1024, 3)
+    assert [row["kernel"] for row in rows].count("fuse_layers product") == 3
+    assert rows[0] == {
+        "kernel": "copy",
+        "batch": 0,
+        "bytes": 2048,
+        "seconds": 1.0,
+        "replay_seconds": None,
+        "bytes_per_second": 2048.0,
+        "share": 1.0,
+    }
     masked = next(row for row in rows if row["kernel"] == "masked_images")
     assert masked["bytes_per_second"] * masked["seconds"] == 4 * 7 * 16 * 16
     assert masked["share"] == masked["bytes_per_second"] / 2048

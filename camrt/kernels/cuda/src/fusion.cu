@@ -1,10 +1,10 @@
 // From the maps of several layers to one saliency map. Arrays are those of KernelBackend.fuse_layers.
 #include "camrt/math/fusion.hpp"
+#include "layers.cuh"
 #include "tile.cuh"
 
 namespace camrt {
 
-constexpr int kMostLayers = 32;
 constexpr int kThreads = 256;
 
 // The maps of every layer, (M, heights[l], widths[l]), and where their normalized copies begin in one buffer. Passed by
@@ -23,24 +23,35 @@ struct LayerMaps {
 
 __device__ inline float scale_of(Range range) { return 1.0F / (range.highest - range.lowest + kNormalizeEpsilon); }
 
-// The range of all tiles. To be called by all threads of the block.
-__device__ inline Range merged(const Range* tiles, int count) {
-    Range range = empty_range();
-    for (int i = thread_number(); i < count; i += kTileThreads) {
-        range = {Smallest{}(tiles[i].lowest, range.lowest), Largest{}(tiles[i].highest, range.highest)};
+// The range of numbers from 0 to infinity that many blocks extend, in any order: such numbers are in the order of their
+// bits. All bits 0: of no numbers yet.
+struct SharedRange {
+    unsigned below_infinity;  // the bits of infinity, less those of the lowest
+    unsigned highest;
+
+    __device__ void extend(Range range) {
+        atomicMax(&below_infinity, kInfinity - __float_as_uint(range.lowest));
+        atomicMax(&highest, __float_as_uint(range.highest));
     }
-    return reduce_range<kTileThreads>(range);
-}
+    __device__ Range get() const { return {__uint_as_float(kInfinity - below_infinity), __uint_as_float(highest)}; }
+
+    static constexpr unsigned kInfinity = 0x7f800000U;
+};
+
+// Not negative, and never -0.
+__device__ inline float at_least_zero(float value) { return value > 0.0F ? value : 0.0F; }
 
 }  // namespace camrt
 
 using camrt::LayerMaps;
 using camrt::Range;
+using camrt::SharedRange;
 
 // Min-max of relu of each map into `normalized`, all zeros and degenerate[m][l] = 1 where a map is not finite or
-// constant after ReLU. Blocks: (layers, maps).
+// constant after ReLU; and ranges[m][l] and fused_ranges[m] of no numbers yet. Blocks: (layers, maps).
 extern "C" __global__ void __launch_bounds__(camrt::kThreads)
-    normalize_layers(LayerMaps layers, float* normalized, unsigned char* degenerate) {
+    normalize_layers(LayerMaps layers, float* normalized, unsigned char* degenerate, SharedRange* ranges,
+                     SharedRange* fused_ranges) {
     const int layer = static_cast<int>(blockIdx.x);
     const int index = static_cast<int>(blockIdx.y);
     const int size = layers.size(layer);
@@ -63,13 +74,18 @@ extern "C" __global__ void __launch_bounds__(camrt::kThreads)
         output[i] = flat ? 0.0F : ((map[i] > 0.0F ? map[i] : 0.0F) - range.lowest) / denominator;
     }
     if (threadIdx.x == 0) {
-        degenerate[static_cast<long long>(index) * gridDim.x + layer] = flat ? 1 : 0;
+        const long long at = static_cast<long long>(index) * gridDim.x + layer;
+        degenerate[at] = flat ? 1 : 0;
+        ranges[at] = {0U, 0U};
+        if (layer == 0) {
+            fused_ranges[index] = {0U, 0U};
+        }
     }
 }
 
-// ranges[m][l][tile] of the resized maps. Blocks: (tiles, layers, maps).
+// ranges[m][l] of the resized maps. Blocks: (tiles, layers, maps).
 extern "C" __global__ void __launch_bounds__(camrt::kTileThreads)
-    range_of_tiles(LayerMaps layers, const float* normalized, Range* ranges, int height, int width) {
+    range_of_tiles(LayerMaps layers, const float* normalized, SharedRange* ranges, int height, int width) {
     __shared__ camrt::TileTaps taps;
     const int layer = static_cast<int>(blockIdx.y);
     const camrt::Tile tile(height, width);
@@ -78,21 +94,20 @@ extern "C" __global__ void __launch_bounds__(camrt::kTileThreads)
     Range range = camrt::empty_range();
     for (int pixel = 0; pixel < camrt::kTilePixels; ++pixel) {
         if (tile.holds(pixel)) {
-            range = camrt::extended(range, tile.sample(taps, map, layers.widths[layer], pixel));
+            range = camrt::extended(range, camrt::at_least_zero(tile.sample(taps, map, layers.widths[layer], pixel)));
         }
     }
     range = camrt::reduce_range<camrt::kTileThreads>(range);
     if (camrt::thread_number() == 0) {
-        const long long at = static_cast<long long>(blockIdx.z) * gridDim.y + layer;
-        ranges[at * gridDim.x + blockIdx.x] = range;
+        ranges[static_cast<long long>(blockIdx.z) * gridDim.y + layer].extend(range);
     }
 }
 
-// The fused pass: resize, min-max with the ranges of range_of_tiles (if `twice`), fusion; and the range of each tile of
-// the result in fused_ranges[m][tile]. Blocks: (tiles, maps).
+// The fused pass: resize, min-max with the ranges of range_of_tiles (if `twice`), fusion; and fused_ranges[m] of the
+// result. Blocks: (tiles, maps).
 extern "C" __global__ void __launch_bounds__(camrt::kTileThreads)
-    fuse_tiles(LayerMaps layers, int count, const float* normalized, const Range* ranges, int twice, int fusion,
-               float* output, Range* fused_ranges, int height, int width) {
+    fuse_tiles(LayerMaps layers, int count, const float* normalized, const SharedRange* ranges, int twice, int fusion,
+               float* output, SharedRange* fused_ranges, int height, int width) {
     __shared__ camrt::TileTaps taps;
     const camrt::Fusion chosen = static_cast<camrt::Fusion>(fusion);
     const camrt::Tile tile(height, width);
@@ -102,8 +117,7 @@ extern "C" __global__ void __launch_bounds__(camrt::kTileThreads)
         Range range{0.0F, 1.0F};
         float scale = 1.0F;
         if (twice != 0) {
-            const long long at = static_cast<long long>(index) * count + layer;
-            range = camrt::merged(ranges + at * gridDim.x, static_cast<int>(gridDim.x));
+            range = ranges[static_cast<long long>(index) * count + layer].get();
             scale = camrt::scale_of(range);
         }
         tile.set_taps(taps, layers.heights[layer], layers.widths[layer]);
@@ -120,23 +134,23 @@ extern "C" __global__ void __launch_bounds__(camrt::kTileThreads)
     Range range = camrt::empty_range();
     for (int pixel = 0; pixel < camrt::kTilePixels; ++pixel) {
         if (tile.holds(pixel)) {
-            const float value = camrt::finish_fusion(chosen, fused[pixel], count);
+            const float value = camrt::at_least_zero(camrt::finish_fusion(chosen, fused[pixel], count));
             output[static_cast<long long>(index) * height * width + tile.index(pixel)] = value;
             range = camrt::extended(range, value);
         }
     }
     range = camrt::reduce_range<camrt::kTileThreads>(range);
     if (camrt::thread_number() == 0) {
-        fused_ranges[static_cast<long long>(index) * gridDim.x + blockIdx.x] = range;
+        fused_ranges[index].extend(range);
     }
 }
 
 // Min-max of each fused map where it lies. Blocks: (tiles, maps).
 extern "C" __global__ void __launch_bounds__(camrt::kTileThreads)
-    rescale_tiles(float* output, const Range* fused_ranges, int height, int width) {
+    rescale_tiles(float* output, const SharedRange* fused_ranges, int height, int width) {
     const camrt::Tile tile(height, width);
     const long long index = blockIdx.y;
-    const Range range = camrt::merged(fused_ranges + index * gridDim.x, static_cast<int>(gridDim.x));
+    const Range range = fused_ranges[index].get();
     const float scale = camrt::scale_of(range);
     for (int pixel = 0; pixel < camrt::kTilePixels; ++pixel) {
         if (tile.holds(pixel)) {

@@ -2,6 +2,7 @@
 // and normalize.
 #include "camrt/math/half.hpp"
 #include "camrt/math/weights.hpp"
+#include "layers.cuh"
 #include "reduce.cuh"
 
 namespace camrt {
@@ -10,21 +11,25 @@ constexpr int kPixels = 32;  // of a block, one a lane
 constexpr int kStrides = 8;  // channels that a block reads at a time
 constexpr int kMapThreads = 512;
 
-// sums[class_index][split][pixel] = sum of term(channel, pixel) over the split's channels.
-// Blocks: (pixels by kPixels, splits, classes) of kPixels x kStrides threads.
+// A layer's part of the output: sums[class_index][split][pixel] = sum of term(channel, pixel) over the split's
+// channels. Blocks: (pixels by kPixels, splits; of all layers, classes) of kPixels x kStrides threads.
 template <typename Term>
-__device__ void sum_channels(const Term& term, float* sums, int channels, int size) {
+__device__ void sum_channels(const Layers& layers, int layer, const Term& term, float* sums) {
     __shared__ float parts[kStrides][kPixels];
-    const int splits = static_cast<int>(gridDim.y);
+    const int size = layers.sizes[layer];
+    const int channels = layers.channels[layer];
+    const int splits = layers.splits[layer];
+    const int blocks = (size + kPixels - 1) / kPixels;
+    const int split = layers.block_of_layer(layer) / blocks;
     const int step = (channels + splits - 1) / splits;
-    const int first = static_cast<int>(blockIdx.y) * step;
+    const int first = split * step;
     const int last = first + step < channels ? first + step : channels;
-    const int pixel = static_cast<int>(blockIdx.x * kPixels + threadIdx.x);
+    const int pixel = layers.block_of_layer(layer) % blocks * kPixels + static_cast<int>(threadIdx.x);
     float sum = 0.0F;
     if (pixel < size) {
 #pragma unroll 4
         for (int channel = first + static_cast<int>(threadIdx.y); channel < last; channel += kStrides) {
-            sum += term(channel, pixel);
+            sum += term(channel, static_cast<long long>(channel) * size + pixel);
         }
     }
     parts[threadIdx.y][threadIdx.x] = sum;
@@ -33,53 +38,44 @@ __device__ void sum_channels(const Term& term, float* sums, int channels, int si
         for (int row = 1; row < kStrides; ++row) {
             sum += parts[row][threadIdx.x];
         }
-        const long long split = static_cast<long long>(blockIdx.z) * splits + blockIdx.y;
-        sums[split * size + pixel] = sum;
+        const long long at = static_cast<long long>(blockIdx.y) * splits + split;
+        sums[layers.outputs[layer] + at * size + pixel] = sum;
     }
 }
 
 template <typename Number>
-__device__ const Number* of_class(const Number* arrays, int count, int channels, int size) {
-    const long long index = count == 1 ? 0 : blockIdx.z;
-    return arrays + index * channels * size;
-}
-
-template <typename Number>
-__device__ void sum_weighted_channels(const Number* activations, const float* weights, float* sums, int images,
-                                      int channels, int size) {
-    const Number* const activation = of_class(activations, images, channels, size);
-    const float* const weight = weights + static_cast<long long>(blockIdx.z) * channels;
+__device__ void sum_weighted_channels(const Layers& layers, float* sums) {
+    const int layer = layers.layer_of_block();
+    const Number* const activation = layers.activations_of<Number>(layer, blockIdx.y);
+    const float* const weight =
+        static_cast<const float*>(layers.factors[layer]) + static_cast<long long>(blockIdx.y) * layers.channels[layer];
     sum_channels(
-        [=](int channel, int pixel) {
-            return weight[channel] * to_float(activation[static_cast<long long>(channel) * size + pixel]);
-        },
-        sums, channels, size);
+        layers, layer, [=](int channel, long long i) { return weight[channel] * to_float(activation[i]); }, sums);
 }
 
 template <Rule rule, typename Number>
-__device__ void sum_weighted_pixels(const Number* activations, const Number* gradients, float* sums, int images,
-                                    int channels, int size) {
-    const Number* const activation = of_class(activations, images, channels, size);
-    const Number* const gradient = gradients + static_cast<long long>(blockIdx.z) * channels * size;
+__device__ void sum_weighted_pixels(const Layers& layers, float* sums) {
+    const int layer = layers.layer_of_block();
+    const Number* const activation = layers.activations_of<Number>(layer, blockIdx.y);
+    const Number* const gradient = layers.gradients_of<Number>(layer, blockIdx.y);
     sum_channels(
-        [=](int channel, int pixel) {
-            const long long i = static_cast<long long>(channel) * size + pixel;
+        layers, layer,
+        [=](int, long long i) {
             const float value = to_float(activation[i]);
             return pixel_weight<rule>(value, to_float(gradient[i])) * value;
         },
-        sums, channels, size);
+        sums);
 }
 
 template <typename Number>
-__device__ void sum_weighted_pixels(const Number* activations, const Number* gradients, float* sums, int images,
-                                    int channels, int size, int rule) {
+__device__ void sum_weighted_pixels(const Layers& layers, float* sums, int rule) {
     switch (static_cast<Rule>(rule)) {
         case Rule::hirescam:
-            return sum_weighted_pixels<Rule::hirescam>(activations, gradients, sums, images, channels, size);
+            return sum_weighted_pixels<Rule::hirescam, Number>(layers, sums);
         case Rule::gradcam_elementwise:
-            return sum_weighted_pixels<Rule::gradcam_elementwise>(activations, gradients, sums, images, channels, size);
+            return sum_weighted_pixels<Rule::gradcam_elementwise, Number>(layers, sums);
         default:
-            return sum_weighted_pixels<Rule::layercam>(activations, gradients, sums, images, channels, size);
+            return sum_weighted_pixels<Rule::layercam, Number>(layers, sums);
     }
 }
 
@@ -97,25 +93,23 @@ __device__ inline float sum_of_splits(const float* sums, int splits, int size, i
 using camrt::Half;
 
 extern "C" __global__ void __launch_bounds__(camrt::kPixels* camrt::kStrides)
-    sum_channels_f32(const float* activations, const float* weights, float* sums, int images, int channels, int size) {
-    camrt::sum_weighted_channels(activations, weights, sums, images, channels, size);
+    sum_channels_f32(camrt::Layers layers, float* sums) {
+    camrt::sum_weighted_channels<float>(layers, sums);
 }
 
 extern "C" __global__ void __launch_bounds__(camrt::kPixels* camrt::kStrides)
-    sum_channels_f16(const Half* activations, const float* weights, float* sums, int images, int channels, int size) {
-    camrt::sum_weighted_channels(activations, weights, sums, images, channels, size);
+    sum_channels_f16(camrt::Layers layers, float* sums) {
+    camrt::sum_weighted_channels<Half>(layers, sums);
 }
 
 extern "C" __global__ void __launch_bounds__(camrt::kPixels* camrt::kStrides)
-    sum_pixels_f32(const float* activations, const float* gradients, float* sums, int images, int channels, int size,
-                   int rule) {
-    camrt::sum_weighted_pixels(activations, gradients, sums, images, channels, size, rule);
+    sum_pixels_f32(camrt::Layers layers, float* sums, int rule) {
+    camrt::sum_weighted_pixels<float>(layers, sums, rule);
 }
 
 extern "C" __global__ void __launch_bounds__(camrt::kPixels* camrt::kStrides)
-    sum_pixels_f16(const Half* activations, const Half* gradients, float* sums, int images, int channels, int size,
-                   int rule) {
-    camrt::sum_weighted_pixels(activations, gradients, sums, images, channels, size, rule);
+    sum_pixels_f16(camrt::Layers layers, float* sums, int rule) {
+    camrt::sum_weighted_pixels<Half>(layers, sums, rule);
 }
 
 // maps[class_index][pixel] = sum over splits. Blocks: (parts of a map, classes).
@@ -128,11 +122,16 @@ extern "C" __global__ void __launch_bounds__(camrt::kMapThreads)
     }
 }
 
-// maps[class_index] = min-max of relu(sum over splits), all NaN where a sum is not finite. Blocks: (classes).
+// A layer's maps[class_index] = min-max of relu(sum over splits), all NaN where a sum is not finite.
+// Blocks: (layers, classes).
 extern "C" __global__ void __launch_bounds__(camrt::kMapThreads)
-    finish_maps(const float* sums, float* maps, int splits, int size) {
-    const float* const sum = sums + static_cast<long long>(blockIdx.x) * splits * size;
-    float* const map = maps + static_cast<long long>(blockIdx.x) * size;
+    finish_maps(camrt::Layers layers, const float* sums, float* maps) {
+    const int layer = static_cast<int>(blockIdx.x);
+    const int size = layers.sizes[layer];
+    const int splits = layers.splits[layer];
+    const long long class_index = blockIdx.y;
+    const float* const sum = sums + layers.outputs[layer] + class_index * splits * size;
+    float* const map = maps + layers.maps[layer] + class_index * size;
     camrt::Range range = camrt::empty_range();
     int unusual = 0;
     for (int i = static_cast<int>(threadIdx.x); i < size; i += camrt::kMapThreads) {

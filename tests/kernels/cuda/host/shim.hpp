@@ -231,6 +231,18 @@ inline float __int_as_float(int bits) {
     std::memcpy(&value, &bits, sizeof value);
     return value;
 }
+inline float __uint_as_float(unsigned bits) { return __int_as_float(static_cast<int>(bits)); }
+inline unsigned __float_as_uint(float value) {
+    unsigned bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+// Fibers are not interrupted.
+inline unsigned atomicMax(unsigned* address, unsigned value) {
+    const unsigned before = *address;
+    *address = value > before ? value : before;
+    return before;
+}
 inline float __int_as_float(unsigned bits) { return __int_as_float(static_cast<int>(bits)); }
 
 // `dims`: the grid, then the block. `arguments`: the address of each, as in cuLaunchKernel.
