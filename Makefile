@@ -62,7 +62,7 @@ bench: $(VENV)/.dev
 # What the last `make bench` gave becomes what docs/performance.md shows.
 bench-record: $(VENV)/.dev
 	cp $(BENCH_OUTPUT)/*.json $(BENCH_OUTPUT)/*.md $(BENCH_OUTPUT)/*.png benchmarks/results
-	$(BIN)/python -m benchmarks.tables benchmarks/results --write docs/performance.md
+	$(BIN)/python -m benchmarks.tables benchmarks/results --write docs/performance.md docs/gpu.md README.md
 	$(BIN)/python -m benchmarks.history $(BENCH_OUTPUT) benchmarks/results/history.jsonl
 
 # Takes the Python of the machine, with what is installed there, and no network.

@@ -34,6 +34,7 @@ CONTENDERS = {
     "torchcam_best": "torch-cam at its best",
     "captum": "captum, one layer",
 }
+GPU_BASE = "the same with CUDA graphs"
 SUMMARY_MODELS = ("resnet18", "resnet50", "mobilenet_v3_small")
 SERVERS = {"camrt": "`camrt serve`", "litserve": "LitServe, batches of up to 8", "grpc": "bare grpc.aio servicer"}
 NETWORKS, MEANS = "Every network", "Geometric means over the networks"
@@ -64,6 +65,12 @@ class Run:
         """What benchmarks.bench_evaluation wrote of ARCC; nothing where it did not run."""
         path = self.folder / "bench_evaluation.json"
         return list(json.loads(path.read_text())["arcc"]) if path.is_file() else []
+
+    def gpu(self) -> dict[str, Any]:
+        """What benchmarks.gpu_check wrote; empty where it did not run. Of several, the first by name."""
+        paths = sorted(self.folder.glob("gpu-*.json"))
+        reports = [json.loads(path.read_text()) for path in paths]
+        return next((one for one in reports if "benchmark" in one.get("figures", {})), {})
 
     def table(self, kind: str, columns: Sequence[str], lines: Sequence[Sequence[object]]) -> list[str]:
         """Markdown under the command and the machine; nothing where there is no report."""
@@ -250,6 +257,49 @@ def arcc(run: Run) -> list[str]:
     return ["`python -m benchmarks.bench_evaluation`", "", *markdown(columns, lines)] if lines else []
 
 
+def _on_gpu(run: Run, columns: Sequence[str], lines: Iterable[Sequence[object]]) -> list[str]:
+    """Markdown under what the GPU is."""
+    environment = run.gpu()["environment"]
+    versions = ", ".join(
+        f"{name} {version}" for name, version in environment["packages"].items() if version[0].isdigit()
+    )
+    return [f"`make gpu-check`: {environment['nvidia-smi']}; {versions}.", "", *markdown(columns, lines)]
+
+
+def gpu_kernels(run: Run) -> list[str]:
+    """The CUDA kernels beside a copy on the same GPU."""
+    if not run.gpu():
+        return []
+    lines = []
+    for row in run.gpu()["figures"]["benchmark"]["kernels"]:
+        if row["kernel"] == "copy":
+            continue
+        recorded = "" if row["replay_seconds"] is None else f"{1e6 * row['replay_seconds']:.0f}"
+        lines.append(
+            (row["kernel"], row["batch"], f"{1e6 * row['seconds']:.0f}", recorded, f"{100 * row['share']:.0f} %")
+        )
+    columns = ("kernel", "batch", "called from Python, us", "recorded, us", "bytes / s, copy = 100 %")
+    return _on_gpu(run, columns, lines)
+
+
+def gpu_refinecam(run: Run) -> list[str]:
+    """RefineCAM of a ResNet-50 on a GPU, beside its peers."""
+    if not run.gpu():
+        return []
+    rows = run.gpu()["figures"]["benchmark"]["refinecam"]
+    batches = sorted({row["batch"] for row in rows})
+    seconds = {(row["contender"], row["batch"]): row["seconds"] for row in rows}
+    lines = []
+    for contender in dict.fromkeys(row["contender"] for row in rows):
+        cells = []
+        for batch in batches:
+            own, base = seconds.get((contender, batch)), seconds.get((GPU_BASE, batch))
+            cells += ["", ""] if own is None or base is None else [f"{1e3 * own:.2f}", number(own / base)]
+        lines.append((contender, *cells))
+    columns = ["", *(f"batch {batch}, {what}" for batch in batches for what in ("ms", "ratio"))]
+    return _on_gpu(run, columns, lines)
+
+
 TABLES: dict[str, Callable[[Run], list[str]]] = {
     "peers": peers("peers"),
     "peers-16": peers("peers_16"),
@@ -263,6 +313,8 @@ TABLES: dict[str, Callable[[Run], list[str]]] = {
     "callers": callers,
     "servers": servers,
     "arcc": arcc,
+    "gpu-kernels": gpu_kernels,
+    "gpu-refinecam": gpu_refinecam,
 }
 
 

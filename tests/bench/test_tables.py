@@ -16,7 +16,7 @@ from camrt.bench.report import Row, Table
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENT = ROOT / "docs" / "performance.md"
+DOCUMENTS = (ROOT / "docs" / "performance.md", ROOT / "docs" / "gpu.md")
 MACHINE = {"date": "2026-01-02", "processor": "P", "cores": 2, "system": "S"}
 
 
@@ -38,9 +38,9 @@ def server(ratio: float) -> Table:
 
 
 def test_the_documents_show_the_run_that_is_kept() -> None:
-    for path in (DOCUMENT, ROOT / "README.md"):
+    for path in (*DOCUMENTS, ROOT / "README.md"):
         assert fill(path.read_text(), Run(RESULTS)) == path.read_text()
-    named = set(re.findall(r"<!-- bench: (\S+) -->", DOCUMENT.read_text()))
+    named = {name for path in DOCUMENTS for name in re.findall(r"<!-- bench: (\S+) -->", path.read_text())}
     assert named == TABLES.keys() - {"summary"}
 
 

@@ -34,7 +34,7 @@ _MAP_THREADS = 512
 _PIXELS, _STRIDES = 32, 8
 _TILE_HEIGHT, _TILE_WIDTH = 16, 32
 _TILE_BLOCK = (32, 8)
-_WARP, _WARP_LAYER = 32, 256
+_WARP, _WARP_LAYER = 32, 1024
 _RULES: dict[str, int] = {name: number for number, name in enumerate(CHANNEL_RULES + PIXEL_RULES)}
 _FUSIONS = {name: number for number, name in enumerate(FUSIONS)}
 
@@ -241,8 +241,9 @@ class CudaBackend(CudaPerturbation):
             table["first_blocks"][0, layer] = blocks
             by_warps = a.shape[2] * a.shape[3] <= _WARP_LAYER
             blocks += _blocks(a.shape[1], _THREADS // _WARP) if by_warps else a.shape[1]
-        kernel = f"channel_weights_{suffix(pairs[0][0])}"
-        self.device.launch("weights", kernel, (blocks, classes), (_THREADS,), (table, weights, _RULES[rule]))
+        kernel, more = ("mean_gradients", ()) if rule == "gradcam" else ("channel_weights", (_RULES[rule],))
+        kernel = f"{kernel}_{suffix(pairs[0][0])}"
+        self.device.launch("weights", kernel, (blocks, classes), (_THREADS,), (table, weights, *more))
         return _split(weights, table["outputs"], shapes)
 
     def _sums(self, layers: Sequence[tuple[DeviceArray, DeviceArray]], rule: str | None) -> tuple[DeviceArray, Any]:
