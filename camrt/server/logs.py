@@ -48,6 +48,26 @@ class JsonFormatter(logging.Formatter):
         return json.dumps({name: _cut(value) for name, value in fields.items()}, ensure_ascii=True, default=_text)
 
 
+class _CallersThatLeft(logging.Filter):
+    """Makes a line of level info, without a trace, of the error that gRPC logs where a caller left before its reply.
+
+    gRPC ignores the failed sending where it knows that the call was cancelled, and logs an error where the sending
+    fails first. Nobody can do anything about it, and callers with short deadlines would fill the log.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See logging.Filter."""
+        kind = record.exc_info[0] if record.exc_info else None
+        if kind is not None and kind.__name__ == "ExecuteBatchError":
+            record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
+            record.msg, record.args = f"{record.getMessage()}: the caller left before its reply was sent", ()
+            record.exc_info = record.exc_text = None
+        return logging.getLogger().isEnabledFor(record.levelno)
+
+
+_CALLERS_THAT_LEFT = _CallersThatLeft()
+
+
 def set_up_logs(level: str, stream: TextIO | None = None, worker: int | None = None) -> None:
     """Sends the logs of this process, those of its libraries too, to ``stream`` (default stderr) as JSON.
 
@@ -60,6 +80,7 @@ def set_up_logs(level: str, stream: TextIO | None = None, worker: int | None = N
     handler.setFormatter(JsonFormatter(worker))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_CALLERS_THAT_LEFT)
 
 
 def _cut(value: Any) -> Any:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 
 import pytest
+from grpc._cython import cygrpc
 
 from camrt.server.logs import JsonFormatter, set_up_logs
 from camrt.server.models import ModelStatus
@@ -127,3 +128,24 @@ def test_two_servers_of_one_process_count_apart() -> None:
     first.rejected("items")
     assert first.registry.get_sample_value("camrt_rejected_total", {"reason": "items"}) == 1
     assert second.registry.get_sample_value("camrt_rejected_total", {"reason": "items"}) is None
+
+
+def test_a_caller_that_left_before_its_reply_is_no_error(lines: io.StringIO) -> None:
+    grpc_logger = logging.getLogger(cygrpc.__name__)
+    for error in (cygrpc.ExecuteBatchError("Failed"), RuntimeError("Failed")):
+        try:
+            raise error
+        except Exception:
+            grpc_logger.exception("%s raised in core by servicer method [/a/B]", type(error).__name__)
+    left, failed = map(json.loads, lines.getvalue().splitlines())
+    assert left["level"] == "info"
+    assert left["message"].endswith("servicer method [/a/B]: the caller left before its reply was sent")
+    assert "exception" not in left
+    assert failed["level"] == "error"
+    assert "RuntimeError: Failed" in failed["exception"]
+    logging.getLogger().setLevel("WARNING")
+    try:
+        raise cygrpc.ExecuteBatchError
+    except cygrpc.ExecuteBatchError:
+        grpc_logger.exception("again")
+    assert lines.getvalue().count("\n") == 2
