@@ -201,7 +201,12 @@ def _camrt_passes(case: Any) -> Callable[[], Any]:
     """Only the passes: outputs of every layer left on the device, and a wait."""
     session = case.explainer()._session
     classes = np.full(len(case.images), -1, np.int64)
-    return lambda: session.run_on_device(case.images, classes, session.manifest.layer_names).logits.numpy()
+
+    def run() -> Any:
+        with session.outputs_on_device(case.images, classes, session.manifest.layer_names) as found:
+            return found.logits.numpy()
+
+    return run
 
 
 def _camrt_prediction(case: Any) -> Callable[[], Any]:

@@ -128,7 +128,7 @@ def failures(report: Checks) -> list[str]:
         ]
     fp32 = report["fp32"]
     found += [f"{name} is off by {value:.1e}" for name, value in fp32["outputs"].items() if not value <= LARGEST_ERROR]
-    for name in ("batch", "classes", "graphs", "threads"):
+    for name in ("batch", "classes", "graphs", "threads", "threads, recorded"):
         if not fp32[name] <= LARGEST_CHANGE:
             found.append(f"{name}: maps change by {fp32[name]:.1e}")
     if not fp32["arcc"] <= LARGEST_SCORE_ERROR:
@@ -168,12 +168,14 @@ def details(gpu: Explainer, cpu: Explainer, recorded: Explainer, images: FloatAr
     explained = cpu.explain(images)
     with ThreadPoolExecutor(THREADS) as pool:
         in_threads = list(pool.map(lambda image: maps(gpu, image[None])[0], many))
+        in_threads_recorded = list(pool.map(lambda image: maps(recorded, image[None])[0], many))
     checks = {
         "outputs": outputs(gpu._session, cpu._session, images),
         "batch": largest_change(maps(gpu, images), one_by_one(gpu, images)),
         "classes": largest_change(together, alone),
         "graphs": largest_change(one_by_one(recorded, images), one_by_one(gpu, images)),
         "threads": largest_change(in_threads, one_by_one(gpu, many)),
+        "threads, recorded": largest_change(in_threads_recorded, one_by_one(gpu, many)),
         "arcc": float(np.abs(gpu.arcc(images, explained) - cpu.arcc(images, explained)).max()),
     }
     try:

@@ -317,7 +317,7 @@ class Explainer(Evaluator):
         return assembled(self.manifest, plan, made, clock), made.outputs.logits
 
     def _made(self, session: Session, plan: Plan, request: MapRequest, size: tuple[int, int], clock: Clock) -> MadeMaps:
-        if runs_on_device(self._backend) and leaves_arrays_on_device(session, plan):
+        if runs_on_device(self._backend) and leaves_arrays_on_device(session, plan, request):
             return made_on_device(session, self._backend, plan, request, size, clock)
         with clock.stage("inference"):
             outputs = plan.base.collect(session, request)

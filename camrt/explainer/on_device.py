@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Protocol, TypeGuard
 
 import numpy as np
@@ -18,37 +19,53 @@ from camrt.types import FloatArray, IntArray, LayerOutputs, SessionOutputs
 
 
 class DeviceSession(Protocol):
-    """A session that can leave its outputs on the GPU.
+    """A session that can leave its outputs on the GPU."""
 
-    Attributes:
-        stream: the CUDA stream of its runs, a cudaStream_t as an integer.
-    """
+    @property
+    def most_on_device(self) -> int | None:
+        """The most images or classes of such a run; None = any number."""
+        ...
 
-    stream: int
-
-    def run_on_device(self, inputs: FloatArray, class_indices: IntArray, layers: Sequence[str]) -> Any:
-        """logits, class_indices, and layers: name -> (activations, gradients); all with DLPack."""
+    def outputs_on_device(
+        self, inputs: FloatArray, class_indices: IntArray, layers: Sequence[str]
+    ) -> AbstractContextManager[Any]:
+        """One run; camrt.runtime.device_outputs.DeviceOutputs, which hold until the context ends."""
         ...
 
 
-def leaves_arrays_on_device(session: Session | DeviceSession, plan: Plan) -> TypeGuard[DeviceSession]:
-    """Whether a session does that for this plan: one run with gradients."""
-    return hasattr(session, "run_on_device") and plan.base.collect is run_once
+def leaves_arrays_on_device(
+    session: Session | DeviceSession, plan: Plan, request: MapRequest
+) -> TypeGuard[DeviceSession]:
+    """Whether a session does that for this request: one run with gradients."""
+    if not hasattr(session, "outputs_on_device") or plan.base.collect is not run_once:
+        return False
+    most: int | None = getattr(session, "most_on_device", None)
+    return most is None or max(len(request.inputs), len(request.class_indices)) <= most
 
 
 def made_on_device(
     session: DeviceSession, backend: CudaBackend, plan: Plan, request: MapRequest, size: tuple[int, int], clock: Clock
 ) -> MadeMaps:
     """One run and the kernels after it, on the session's stream. Nothing is copied to the host before the final map."""
-    with clock.stage("inference"):
-        found = session.run_on_device(request.inputs, request.class_indices, request.layers)
-        layers = tuple(LayerOutputs(name, *found.layers[name]) for name in request.layers)
-    with clock.stage("kernels"), backend.on_stream(session.stream):
-        layer_maps = plan.base.layer_maps(backend, layers)
-        fused = backend.fuse_layers(layer_maps, size, plan.fusion, plan.order)
-        saliency, degenerate, *layer_maps = map(as_numpy, (*fused, *layer_maps))
-    logits = np.asarray(found.logits.numpy(), np.float32)
-    outputs = SessionOutputs(logits, np.asarray(found.class_indices.numpy()), layers)
+    with ExitStack() as held:
+        with clock.stage("inference"):
+            run = session.outputs_on_device(request.inputs, request.class_indices, request.layers)
+            found = held.enter_context(run)
+            layers = tuple(LayerOutputs(name, *found.layers[name]) for name in request.layers)
+
+        def work() -> list[Any]:
+            layer_maps = plan.base.layer_maps(backend, layers)
+            return [*backend.fuse_layers(layer_maps, size, plan.fusion, plan.order), *layer_maps]
+
+        with clock.stage("kernels"), backend.on_stream(found.stream):
+            if found.memory is None:
+                arrays = work()
+            else:
+                what = plan.base.name, plan.fusion, plan.order, tuple(request.layers), size
+                arrays = backend.replayed((found.memory, what), work)
+            saliency, degenerate, *layer_maps = map(as_numpy, arrays)
+        logits = np.asarray(found.logits.numpy(), np.float32)
+        outputs = SessionOutputs(logits, np.asarray(found.class_indices.numpy()), layers)
     return MadeMaps(outputs, layer_maps, saliency, degenerate, size == request.inputs.shape[2:])
 
 

@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ import onnxruntime
 from camrt.errors import BackendUnavailableError, InvalidModelError
 from camrt.runtime.bundle_session import BundleSession
 from camrt.runtime.cuda_driver import CudaDriver, cuda_driver
+from camrt.runtime.device_outputs import DeviceOutputs
 from camrt.runtime.engine_cache import EngineCache, EngineKey
 from camrt.runtime.engine_options import EngineOptions, input_tail
 from camrt.runtime.onnxruntime import ENGINE_ERRORS, Provider, inference_session, session_options
@@ -32,28 +33,13 @@ _CUDA = "CUDAExecutionProvider"
 _MOST_RECORDINGS = 16  # shapes that a graph is recorded for; more run without
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceOutputs:
-    """What one run left on the device; every array has DLPack (``__dlpack__``), and is ready on the session's stream.
-
-    Attributes:
-        logits: (N, K).
-        class_indices: (M,).
-        layers: layer name -> activations (N, C, h, w) and gradients (M, C, h, w).
-    """
-
-    logits: Any
-    class_indices: Any
-    layers: dict[str, tuple[Any, Any]]
-
-
 @dataclass(slots=True)
 class _Engine:
-    """One graph. Its bindings keep their buffers, so runs take turns."""
+    """One graph. Its bindings keep their buffers, so runs take turns; with CUDA graphs those of all engines do."""
 
     session: onnxruntime.InferenceSession
     outputs: tuple[str, ...]
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.Lock
     bindings: dict[tuple[tuple[int, ...], ...], _Binding] = field(default_factory=dict)
 
 
@@ -64,6 +50,11 @@ class _Binding:
     binding: Any
     inputs: dict[str, Any]
     number: int
+
+    @property
+    def recorded(self) -> bool:
+        """Whether outputs stay at their addresses too."""
+        return self.number > 0
 
 
 class CudaSession(BundleSession[_Engine]):
@@ -83,6 +74,7 @@ class CudaSession(BundleSession[_Engine]):
     """
 
     device = "cuda"
+    most_on_device: int | None = None
 
     def __init__(
         self,
@@ -98,16 +90,22 @@ class CudaSession(BundleSession[_Engine]):
         self._driver: CudaDriver = cuda_driver()
         self._driver.attach()
         self.stream = self._driver.create_stream()
+        # While one graph is recorded, whatever another sent to the stream would be recorded with it.
+        self._turn = threading.Lock() if self._options.cuda_graphs else None
         self._cache: tuple[EngineCache, EngineKey] | None = None
         if provider == TENSORRT_ORT:
             version, buckets = f"ONNX Runtime {onnxruntime.__version__}", self._options.batches
             key = EngineKey.of_bundle(Path(path), self.manifest.precision, version, self._driver.info, buckets)
             self._cache = EngineCache(self._options.cache), key
 
-    def run_on_device(self, inputs: FloatArray, class_indices: IntArray, layers: Sequence[str]) -> DeviceOutputs:
+    @contextlib.contextmanager
+    def outputs_on_device(
+        self, inputs: FloatArray, class_indices: IntArray, layers: Sequence[str]
+    ) -> Iterator[DeviceOutputs]:
         """As ``run``, without copying anything back to the host.
 
-        The arrays hold until the next run of the same layers where CUDA graphs are on.
+        With CUDA graphs every run of the same shapes writes to the same memory, so the next one waits until this
+        context ends: the arrays must have been read by then.
         """
         self._check_inputs(inputs)
         self._check_classes(class_indices, len(inputs))
@@ -117,11 +115,19 @@ class CudaSession(BundleSession[_Engine]):
             manifest.class_index_input: class_indices,
         }
         wanted = self._explaining(layers)
-        with self._engine(wanted) as engine, engine.lock:
-            found = dict(zip(wanted, self._values(engine, feeds), strict=True))
         chosen = {name: manifest.layer(name) for name in layers}
-        pairs = {name: (found[layer.activations], found[layer.gradients]) for name, layer in chosen.items()}
-        return DeviceOutputs(found[manifest.logits], found[manifest.class_index_output], pairs)
+        with self._engine(wanted) as engine, contextlib.ExitStack() as turn:
+            turn.enter_context(engine.lock)
+            bound = self._bound(engine, feeds)
+            values = self._values(engine, bound)
+            memory = None
+            if bound.recorded:
+                memory = tuple((value.data_ptr(), tuple(value.shape()), value.data_type()) for value in values)
+            else:
+                turn.close()
+            found = dict(zip(wanted, values, strict=True))
+            pairs = {name: (found[layer.activations], found[layer.gradients]) for name, layer in chosen.items()}
+            yield DeviceOutputs(found[manifest.logits], found[manifest.class_index_output], pairs, self.stream, memory)
 
     def _open(self, outputs: tuple[str, ...], cut_at: str | None) -> _Engine:
         model = self._model.complete(outputs, cut_at)
@@ -133,7 +139,7 @@ class CudaSession(BundleSession[_Engine]):
             return session
 
         if self._cache is None:
-            return _Engine(opened(model), outputs)
+            return self._engine_of(opened(model), outputs)
         cache, key = self._cache
         tails = {name: input_tail(self.manifest, name) for name in self._model.inputs(outputs, cut_at)}
         settings = tensorrt_options(cache.folder, tails, self._options, self.stream)
@@ -141,15 +147,18 @@ class CudaSession(BundleSession[_Engine]):
         def by_tensorrt(graph: bytes, more: dict[str, str]) -> onnxruntime.InferenceSession:
             return opened(graph, (self._provider, settings | more))
 
-        return _Engine(session_by_context(cache, key.computing(outputs, cut_at), model, by_tensorrt), outputs)
+        session = session_by_context(cache, key.computing(outputs, cut_at), model, by_tensorrt)
+        return self._engine_of(session, outputs)
+
+    def _engine_of(self, session: onnxruntime.InferenceSession, outputs: tuple[str, ...]) -> _Engine:
+        return _Engine(session, outputs, threading.Lock() if self._turn is None else self._turn)
 
     def _execute(self, engine: _Engine, feeds: Mapping[str, AnyArray]) -> Sequence[AnyArray]:
         with engine.lock:
-            return [value.numpy() for value in self._values(engine, feeds)]
+            return [value.numpy() for value in self._values(engine, self._bound(engine, feeds))]
 
-    def _values(self, engine: _Engine, feeds: Mapping[str, AnyArray]) -> list[Any]:
+    def _values(self, engine: _Engine, bound: _Binding) -> list[Any]:
         """The outputs on the device."""
-        bound = self._bound(engine, feeds)
         run = onnxruntime.RunOptions()
         if self._options.cuda_graphs:
             run.add_run_config_entry("gpu_graph_id", str(bound.number))

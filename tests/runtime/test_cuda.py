@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -84,8 +85,11 @@ def test_runs_as_the_cpu_does(graphs: bool, opened) -> None:
 def test_outputs_stay_on_the_device_with_dlpack(opened) -> None:
     session = opened[0]()
     inputs, classes = images(2), np.array([0, 4])
-    outputs = session.run_on_device(inputs, classes, LAYERS)
     expected = CPU.run(inputs, classes, LAYERS)
+    with session.outputs_on_device(inputs, classes, LAYERS) as outputs:
+        pass  # without CUDA graphs they hold as long as somebody has them
+    assert outputs.memory is None
+    assert outputs.stream == session.stream
     assert list(outputs.layers) == list(LAYERS)
     for layer in expected.layers:
         activations, gradients = outputs.layers[layer.name]
@@ -97,14 +101,36 @@ def test_outputs_stay_on_the_device_with_dlpack(opened) -> None:
 
 def test_recorded_shapes_keep_their_addresses(opened) -> None:
     session = opened[0](cuda_graphs=True)
-    first = session.run_on_device(images(1, 1), np.array([0]), LAYERS)
-    address = first.logits.data_ptr()
-    kept = np.from_dlpack(first.logits).copy()
-    second = session.run_on_device(images(1, 2), np.array([0]), LAYERS)
-    assert second.logits.data_ptr() == address
-    assert not np.array_equal(np.from_dlpack(second.logits), kept)
-    other = session.run_on_device(images(2, 1), np.array([0, 1]), LAYERS)
-    assert other.logits.data_ptr() != address
+    with session.outputs_on_device(images(1, 1), np.array([0]), LAYERS) as first:
+        address = first.logits.data_ptr()
+        kept = np.from_dlpack(first.logits).copy()
+    with session.outputs_on_device(images(1, 2), np.array([0]), LAYERS) as second:
+        assert second.logits.data_ptr() == address
+        assert second.memory == first.memory != None  # noqa: E711
+        assert not np.array_equal(np.from_dlpack(second.logits), kept)
+    with session.outputs_on_device(images(2, 1), np.array([0, 1]), LAYERS) as other:
+        assert other.logits.data_ptr() != address
+        assert other.memory != first.memory
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_nobody_writes_to_what_is_still_read(graphs: bool, opened) -> None:
+    session = opened[0](cuda_graphs=graphs)
+    session.prepare(LAYERS)
+    ran = threading.Event()
+
+    def other() -> None:
+        session.run(images(1, 2), np.array([0]), LAYERS)
+        ran.set()
+
+    thread = threading.Thread(target=other)
+    with session.outputs_on_device(images(1, 1), np.array([0]), LAYERS) as outputs:
+        before = np.from_dlpack(outputs.logits).copy()
+        thread.start()
+        assert ran.wait(0.3 if graphs else 30) != graphs
+        np.testing.assert_array_equal(np.from_dlpack(outputs.logits), before)
+    thread.join(30)
+    assert ran.is_set()
 
 
 def test_the_kernels_stream_is_the_sessions(opened) -> None:
@@ -253,3 +279,16 @@ def test_libraries_are_loaded_without_a_word_on_the_console(said, monkeypatch, c
 def test_an_onnx_runtime_without_preloading_is_taken_as_it_is(monkeypatch) -> None:
     monkeypatch.delattr(onnxruntime, "preload_dlls", raising=False)
     load_cuda_libraries.__wrapped__()
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_while_launches_are_recorded_no_other_graph_of_the_session_runs(graphs: bool, opened) -> None:
+    session = opened[0](cuda_graphs=graphs)
+    session.prepare([])
+    ran = threading.Event()
+    thread = threading.Thread(target=lambda: (session.predict(images(1)), ran.set()))
+    with session.outputs_on_device(images(1, 1), np.array([0]), LAYERS):
+        thread.start()
+        assert ran.wait(0.3 if graphs else 30) != graphs
+    thread.join(30)
+    assert ran.is_set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,6 +14,7 @@ from camrt.kernels.backend import CHANNEL_RULES, FUSIONS, ORDERS, PIXEL_RULES, C
 from camrt.kernels.cuda.call import Call, suffix
 from camrt.kernels.cuda.device import CupyDevice, Device, DeviceArray
 from camrt.kernels.cuda.perturbation import CudaPerturbation
+from camrt.kernels.cuda.recordings import Recordings, ResultT
 from camrt.kernels.validation import (
     check_array,
     check_choice,
@@ -88,10 +89,18 @@ class CudaBackend(CudaPerturbation):
         check_threads(threads)
         self.device = device if device is not None else CupyDevice()
         self.description = f"CUDA, {self.device.description}"
+        self._recordings = Recordings(self.device.record)
 
     def on_stream(self, handle: int) -> AbstractContextManager[Any]:
         """Within it, all kernels run on this CUDA stream (a cudaStream_t as an integer), after its earlier work."""
         return self.device.on_stream(handle)
+
+    def replayed(self, key: Hashable, work: Callable[[], ResultT]) -> ResultT:
+        """What ``work`` returns, its kernels recorded at the second call with a key and replayed from then on.
+
+        For arrays on the device that are read at the same addresses every time. See Recordings.run.
+        """
+        return self._recordings.run(key, work)
 
     def channel_weights(self, activations: Any, gradients: Any, rule: ChannelRule) -> Any:
         """See KernelBackend.channel_weights."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from camrt.errors import BackendUnavailableError, InvalidInputError
+from camrt.kernels.cuda.recordings import Recording
 from camrt.types import AnyArray
 
 DeviceArray: TypeAlias = Any
@@ -86,6 +87,10 @@ class Device(Protocol):
         """Within it, everything runs on the CUDA stream with this handle (a cudaStream_t as an integer)."""
         ...
 
+    def record(self, work: Callable[[], Any]) -> Recording:
+        """Records what ``work`` starts; nothing of it runs."""
+        ...
+
 
 class CupyDevice:
     """The current GPU of CuPy. Every launch and copy goes to CuPy's current stream; Numba gets the same one.
@@ -106,16 +111,20 @@ class CupyDevice:
         self.description = f"{label}, compute capability {capability}, CuPy {self._cupy.__version__}"
 
     def is_device_array(self, value: object) -> bool:
-        """See Device.is_device_array: CuPy's arrays, and any other of DLPack on a GPU."""
+        """See Device.is_device_array: CuPy's arrays, and any other of DLPack or the CUDA array interface on a GPU."""
         if isinstance(value, self._cupy.ndarray):
             return True
         locate = getattr(value, "__dlpack_device__", None)
-        return locate is not None and locate()[0] in _CUDA_MEMORY
+        return locate()[0] in _CUDA_MEMORY if locate is not None else hasattr(value, "__cuda_array_interface__")
 
     def adopt(self, array: Any) -> DeviceArray:
         """See Device.adopt. Only an array with gaps between its elements is copied, on the device."""
-        own = array if isinstance(array, self._cupy.ndarray) else self._cupy.from_dlpack(array)
-        return self._cupy.ascontiguousarray(own)
+        cupy = self._cupy
+        if isinstance(array, cupy.ndarray):
+            own = array
+        else:
+            own = cupy.from_dlpack(array) if hasattr(array, "__dlpack__") else cupy.asarray(array)
+        return cupy.ascontiguousarray(own)
 
     def to_device(self, array: AnyArray) -> DeviceArray:
         """See Device.to_device."""
@@ -164,6 +173,31 @@ class CupyDevice:
         known = getattr(streams.Stream, "from_external", None)
         stream: AbstractContextManager[Any] = known(_Stream(handle)) if known else streams.ExternalStream(handle)
         return stream
+
+    def record(self, work: Callable[[], Any]) -> Recording:
+        """See Device.record."""
+        return _CupyRecording(self._cupy, work)
+
+
+class _CupyRecording:
+    """A CUDA graph, its result, and the memory that its kernels use: nobody else gets any of it.
+
+    It is recorded on a stream of its own: what other threads send to a stream meanwhile would be recorded too.
+    """
+
+    def __init__(self, cupy: Any, work: Callable[[], Any]) -> None:
+        self._cupy, self._pool = cupy, cupy.cuda.MemoryPool()
+        stream = cupy.cuda.Stream(non_blocking=True)
+        with stream, cupy.cuda.using_allocator(self._pool.malloc):
+            stream.begin_capture()
+            try:
+                self.result = work()
+            finally:
+                self._graph = stream.end_capture()
+
+    def launch(self) -> None:
+        """See Recording.launch."""
+        self._graph.launch(self._cupy.cuda.get_current_stream())
 
 
 class _Stream:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from camrt.errors import BackendUnavailableError
 from camrt.runtime.cuda_driver import CudaDriver
+from camrt.runtime.device_outputs import DeviceArray
 from camrt.runtime.engine_options import EngineOptions
 from camrt.types import AnyArray
 
@@ -47,6 +50,13 @@ class TensorRtEngine:
             return context.run(feeds)
 
     @contextmanager
+    def on_device(self, feeds: Mapping[str, AnyArray]) -> Iterator[OnDevice]:
+        """The outputs where the engine wrote them, until the context ends; then another run may write there."""
+        self._driver.attach()
+        with self._context() as context:
+            yield context.on_device(feeds)
+
+    @contextmanager
     def _context(self) -> Iterator[_Context]:
         try:
             context = self._idle.get_nowait()
@@ -56,6 +66,21 @@ class TensorRtEngine:
             yield context
         finally:
             self._idle.put(context)
+
+
+@dataclass(frozen=True, slots=True)
+class OnDevice:
+    """Outputs of a run on the device.
+
+    Attributes:
+        arrays: in the engine's order.
+        stream: where they are written.
+        fixed: whether a later run of the same shapes writes to the same addresses.
+    """
+
+    arrays: list[DeviceArray]
+    stream: int
+    fixed: bool
 
 
 class _Context:
@@ -74,21 +99,40 @@ class _Context:
 
     def run(self, feeds: Mapping[str, AnyArray]) -> list[AnyArray]:
         """See TensorRtEngine.run."""
+        results = []
+        for array in self._started(feeds):
+            results.append(np.empty(array.shape, array.dtype))
+            self._driver.copy_out(results[-1], array.address, self._stream)
+        self._driver.synchronize(self._stream)
+        return results
+
+    def on_device(self, feeds: Mapping[str, AnyArray]) -> OnDevice:
+        """See TensorRtEngine.on_device."""
+        return OnDevice(self._started(feeds), self._stream, self._options.cuda_graphs)
+
+    def _started(self, feeds: Mapping[str, AnyArray]) -> list[DeviceArray]:
+        """Starts a run; the outputs, without what filled the bucket up."""
         fed = self._filled(feeds) if self._options.cuda_graphs else dict(feeds)
         fed = {name: np.ascontiguousarray(array) for name, array in fed.items()}
         self._choose_profile(max(len(array) for array in fed.values()))
         for name, array in fed.items():
             _check(self._context.set_input_shape(name, array.shape), f"the shape {array.shape} of {name!r}")
             self._driver.copy_in(self._bound(name, array.nbytes), array, self._stream)
-        results = self._empty_results()
-        for name, result in zip(self._outputs, results, strict=True):
-            self._bound(name, result.nbytes)
+        shapes = {name: tuple(self._context.get_tensor_shape(name)) for name in self._outputs}
+        for name, shape in shapes.items():
+            self._bound(name, math.prod(shape) * self._outputs[name].itemsize)
         self._launch(tuple(array.shape for array in fed.values()))
-        for name, result in zip(self._outputs, results, strict=True):
-            self._driver.copy_out(result, self._buffers[name][0], self._stream)
-        self._driver.synchronize(self._stream)
         rows = max(len(array) for array in feeds.values())
-        return [result[:rows] for result in results]  # without what filled the bucket up
+        return [
+            DeviceArray(
+                self._driver,
+                self._stream,
+                self._buffers[name][0],
+                (min(rows, shape[0]), *shape[1:]),
+                self._outputs[name],
+            )
+            for name, shape in shapes.items()
+        ]
 
     def _filled(self, feeds: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         """Inputs repeated up to a bucket; one image of several classes stays one image."""
@@ -106,10 +150,6 @@ class _Context:
             done = self._context.set_optimization_profile_async(profile, self._stream)
             _check(done, f"optimisation profile {profile}")
             self._profile = profile
-
-    def _empty_results(self) -> list[AnyArray]:
-        shapes = [tuple(self._context.get_tensor_shape(name)) for name in self._outputs]
-        return [np.empty(shape, dtype) for shape, dtype in zip(shapes, self._outputs.values(), strict=True)]
 
     def _bound(self, name: str, size: int) -> int:
         """The address of a buffer of at least ``size`` bytes, which the context reads or writes."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from camrt.errors import BackendUnavailableError
 from camrt.runtime.bundle_session import BundleSession
 from camrt.runtime.cuda_driver import CudaDriver, cuda_driver
+from camrt.runtime.device_outputs import DeviceOutputs
 from camrt.runtime.engine_cache import EngineCache, EngineKey, read_sealed, write_sealed
 from camrt.runtime.engine_options import EngineOptions, input_tail
 from camrt.runtime.tensorrt.api import load_tensorrt
 from camrt.runtime.tensorrt.builder import build_engine
 from camrt.runtime.tensorrt.execution import TensorRtEngine, joined, parts
-from camrt.types import AnyArray
+from camrt.types import AnyArray, FloatArray, IntArray
 
 
 class TensorRtSession(BundleSession[TensorRtEngine]):
@@ -47,6 +49,32 @@ class TensorRtSession(BundleSession[TensorRtEngine]):
     def key(self, outputs: tuple[str, ...], cut_at: str | None = None) -> EngineKey:
         """The cache's key of the engine that computes ``outputs``."""
         return self._key.computing(outputs, cut_at)
+
+    @property
+    def most_on_device(self) -> int | None:
+        """The largest batch that is one run."""
+        return self._options.batches[-1]
+
+    @contextmanager
+    def outputs_on_device(
+        self, inputs: FloatArray, class_indices: IntArray, layers: Sequence[str]
+    ) -> Iterator[DeviceOutputs]:
+        """As ``run``, without copying anything back to the host.
+
+        The arrays hold until the context ends, and must have been read by then. At most ``most_on_device`` classes.
+        """
+        self._check_inputs(inputs)
+        self._check_classes(class_indices, len(inputs))
+        manifest = self.manifest
+        image = self._as_the_model_takes(inputs).astype(self._dtypes[manifest.input_name], copy=False)
+        feeds = {manifest.input_name: image, manifest.class_index_input: class_indices}
+        wanted = self._explaining(layers)
+        chosen = {name: manifest.layer(name) for name in layers}
+        with self._engine(wanted) as engine, engine.on_device(feeds) as run:
+            found = dict(zip(wanted, run.arrays, strict=True))
+            pairs = {name: (found[layer.activations], found[layer.gradients]) for name, layer in chosen.items()}
+            memory = tuple((one.address, one.shape, one.dtype.str) for one in run.arrays) if run.fixed else None
+            yield DeviceOutputs(found[manifest.logits], found[manifest.class_index_output], pairs, run.stream, memory)
 
     def _open(self, outputs: tuple[str, ...], cut_at: str | None) -> TensorRtEngine:
         self._driver.attach()

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -89,11 +89,17 @@ class EmulatedDevice:
         self.description = "emulated"
         self.copies_to_host = 0
         self.launches: list[str] = []
+        self._recorder: list[Callable[[], None]] | None = None
 
     def is_device_array(self, value: object) -> bool:
-        return isinstance(value, EmulatedArray)
+        return isinstance(value, EmulatedArray) or hasattr(value, "__cuda_array_interface__")
 
     def adopt(self, array: Any) -> Any:
+        known = getattr(array, "__cuda_array_interface__", None)
+        if known is not None:  # of a device whose memory is the host's
+            dtype, shape, (address, _) = np.dtype(known["typestr"]), known["shape"], known["data"]
+            memory = (ctypes.c_ubyte * (int(np.prod(shape)) * dtype.itemsize)).from_address(address)
+            return np.frombuffer(memory, dtype).reshape(shape).view(EmulatedArray)
         return array if array.flags.c_contiguous else self.to_device(np.asarray(array))
 
     def to_device(self, array: Any) -> Any:
@@ -133,8 +139,13 @@ class EmulatedDevice:
         stored = [value if isinstance(value, np.ndarray) else np.array(value) for value in values]
         addresses = (ctypes.c_void_p * len(stored))(*[value.ctypes.data for value in stored])
         dims = (ctypes.c_uint * 6)(*(*grid, 1, 1)[:3], *(*block, 1, 1)[:3])
-        self._library[f"host_{kernel}"](dims, addresses)
-        _check_guards(kernel, arguments)
+
+        def run() -> None:
+            assert stored
+            self._library[f"host_{kernel}"](dims, addresses)
+            _check_guards(kernel, arguments)
+
+        run() if self._recorder is None else self._recorder.append(run)
 
     def launch_numba(self, kernel: Any, grid: Any, threads: int, arguments: Sequence[Any]) -> None:
         check_grid(grid)
@@ -155,10 +166,28 @@ class EmulatedDevice:
         yield
         self._library.set_order(0)
 
+    def record(self, work: Callable[[], Any]) -> EmulatedRecording:
+        self._recorder = []
+        try:
+            return EmulatedRecording(work(), self._recorder)
+        finally:
+            self._recorder = None
+
     @contextlib.contextmanager
     def on_stream(self, handle: int) -> Iterator[None]:
         self.launches.append(f"stream {handle}")
         yield
+
+
+class EmulatedRecording:
+    """Launches of EmulatedDevice.launch, kept with the arrays that they use."""
+
+    def __init__(self, result: Any, runs: list[Callable[[], None]]) -> None:
+        self.result, self._runs = result, runs
+
+    def launch(self) -> None:
+        for run in self._runs:
+            run()
 
 
 def _check_guards(kernel: str, arguments: Sequence[Any]) -> None:
