@@ -194,7 +194,7 @@ def bench_kernels(
 
 def _explaining(case: Any, precision: str = "fp32", recorded: bool = False) -> Callable[[], Any]:
     explainer = case.explainer(precision, recorded)
-    return lambda: np.stack([one.saliency_map for one in explainer.explain(case.images)])
+    return lambda: explainer.explain(case.images)
 
 
 def _camrt_passes(case: Any) -> Callable[[], Any]:
@@ -382,6 +382,12 @@ def environment(**variables: str) -> Iterator[None]:
             del os.environ[name]
 
 
+def stages(result: Any) -> dict[str, float]:
+    """Seconds of each stage of one call, where the result says."""
+    shares = [one.timings for one in result] if isinstance(result, list) else []
+    return {name: sum(share[name] for share in shares) for name in shares[0]} if shares else {}
+
+
 def bench_refinecam(case: Case, batch: int, rounds: int) -> list[dict[str, Any]]:
     """One row a contender: median seconds, or why there is none.
 
@@ -418,6 +424,7 @@ def bench_refinecam(case: Case, batch: int, rounds: int) -> list[dict[str, Any]]
             "batch": batch,
             "seconds": statistics.median(times[name]) if name in times else None,
             "rounds": len(times.get(name, ())),
+            "stages": stages(runs[name]()) if name in runs else {},
             "skipped": reasons.get(name),
         }
         for name in CONTENDERS

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks import bench_gpu, gpu_check
+from benchmarks import bench_gpu, gpu_check, gpu_sessions
 from benchmarks.gpu_outcomes import Outcome, Report
+from camrt.explainer import Explainer, embedded_bundle_path
 from camrt.kernels import KernelBackend, get_backend
 from camrt.kernels.cuda.backend import CudaBackend
 from tests.kernels.cuda.emulation import EmulatedDevice
@@ -185,3 +188,83 @@ def test_kernel_benchmark(backend: KernelBackend, device: EmulatedDevice):
     masked = next(row for row in rows if row["kernel"] == "masked_images")
     assert masked["bytes_per_second"] * masked["seconds"] == 4 * 7 * 16 * 16
     assert masked["share"] == masked["bytes_per_second"] / 2048
+
+
+def test_the_sessions_step_needs_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    bundles = {"fp32": embedded_bundle_path()}
+    monkeypatch.setattr(gpu_sessions, "make_bundles", lambda _folder: (bundles, np.zeros((1, 3, 224, 224), np.float32)))
+    assert gpu_sessions.main([]) == 2
+    assert "BackendUnavailableError: Provider 'cuda'" in capsys.readouterr().err
+
+
+def test_two_engines_that_compute_the_same_pass(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((2, 3, 224, 224), dtype=np.float32)
+    one, other = Explainer(threads=1), Explainer(threads=1, backend="reference")
+    report = {
+        "fp32": {
+            "correlations": gpu_sessions.correlations(one, other, images, ("gradcam++", "scorecam")),
+            **gpu_sessions.details(one, other, one, images, tmp_path),
+        },
+        "fp16": {"correlations": {}},
+    }
+    assert gpu_sessions.failures(report) == []
+    assert report["fp32"]["correlations"].keys() == {"gradcam++", "scorecam"}
+    assert set(report["fp32"]) >= {"outputs", "batch", "classes", "graphs", "threads", "threads, recorded", "arcc"}
+
+
+def good_report() -> dict:
+    fp32 = dict.fromkeys(("batch", "classes", "graphs", "threads", "threads, recorded", "arcc"), 0.0)
+    host = {"copies": {"DtoH": [200704, 4]}}
+    return {
+        "fp32": {**fp32, "correlations": {"gradcam": 1.0}, "outputs": {"logits": 1e-6}, "host": host},
+        "fp16": {"correlations": {"gradcam": 0.995}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("precision", "key", "value", "said"),
+    [
+        ("fp32", "correlations", {"gradcam": 0.998}, "fp32: gradcam correlates by 0.9980"),
+        ("fp16", "correlations", {"gradcam": float("nan")}, "fp16: gradcam correlates by nan"),
+        ("fp32", "outputs", {"logits": 1e-3}, "logits is off by 1.0e-03"),
+        ("fp32", "threads, recorded", 0.1, "threads, recorded: maps change by 1.0e-01"),
+        ("fp32", "arcc", float("nan"), "ARCC is off by nan"),
+        ("fp32", "host", {"copies": {"DtoH": [200705]}}, "copies to the host: [200705] bytes"),
+    ],
+)
+def test_what_is_not_as_on_the_cpu_is_a_failure(precision: str, key: str, value: object, said: str):
+    assert gpu_sessions.failures(good_report()) == []
+    report = good_report()
+    report[precision][key] = value
+    assert gpu_sessions.failures(report) == [said]
+
+
+@pytest.mark.parametrize(
+    ("process", "status", "reason"),
+    [
+        (Process(0, report={"failures": []}), "passed", ""),
+        (Process(1, report={"failures": ["ARCC is off"]}), "failed", ""),
+        (Process(0), "failed", ""),
+        (Process(2), "not done", "no reason was given"),
+    ],
+)
+def test_what_becomes_of_the_sessions_step(process, status, reason, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gpu_check.subprocess, "run", process)
+    outcome = gpu_check.check_sessions()
+    assert (outcome.status, outcome.reason) == (status, reason)
+
+
+def test_stages_of_a_call_are_those_of_all_its_images():
+    explained = Explainer(threads=1).explain(np.zeros((2, 3, 224, 224), np.float32))
+    found = bench_gpu.stages(explained)
+    assert found.keys() == explained[0].timings.keys()
+    assert found["inference"] == pytest.approx(2 * explained[0].timings["inference"])
+    assert bench_gpu.stages(np.zeros(3)) == {}
+
+
+def test_environment_variables_are_set_within_a_context(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("CAMRT_CUDA_GRAPHS", raising=False)
+    with bench_gpu.environment(CAMRT_CUDA_GRAPHS="1"):
+        assert os.environ["CAMRT_CUDA_GRAPHS"] == "1"
+    assert "CAMRT_CUDA_GRAPHS" not in os.environ
