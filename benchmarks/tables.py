@@ -34,6 +34,7 @@ CONTENDERS = {
     "torchcam_best": "torch-cam at its best",
     "captum": "captum, one layer",
 }
+GPU_REPORT = "gpu-h200.json"
 GPU_BASE = "the same with CUDA graphs"
 SUMMARY_MODELS = ("resnet18", "resnet50", "mobilenet_v3_small")
 SERVERS = {"camrt": "`camrt serve`", "litserve": "LitServe, batches of up to 8", "grpc": "bare grpc.aio servicer"}
@@ -67,10 +68,10 @@ class Run:
         return list(json.loads(path.read_text())["arcc"]) if path.is_file() else []
 
     def gpu(self) -> dict[str, Any]:
-        """What benchmarks.gpu_check wrote; empty where it did not run. Of several, the first by name."""
-        paths = sorted(self.folder.glob("gpu-*.json"))
-        reports = [json.loads(path.read_text()) for path in paths]
-        return next((one for one in reports if "benchmark" in one.get("figures", {})), {})
+        """What benchmarks.gpu_check wrote on the GPU that the document is about; empty where it did not run."""
+        path = self.folder / GPU_REPORT
+        report: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return report if report.get("figures", {}).get("benchmark") else {}
 
     def table(self, kind: str, columns: Sequence[str], lines: Sequence[Sequence[object]]) -> list[str]:
         """Markdown under the command and the machine; nothing where there is no report."""

@@ -48,7 +48,7 @@ def made_on_device(
 ) -> MadeMaps:
     """One run and the kernels after it, on the session's stream. Nothing is copied to the host before the final map."""
     with ExitStack() as held:
-        with clock.stage("inference"):
+        with clock.stage("inference"):  # TensorRT's ends with the kernels: nothing waits in between
             run = session.outputs_on_device(request.inputs, request.class_indices, request.layers)
             found = held.enter_context(run)
             layers = tuple(LayerOutputs(name, *found.layers[name]) for name in request.layers)
@@ -65,7 +65,7 @@ def made_on_device(
                 arrays = backend.replayed((found.memory, what), work)
             saliency, degenerate, *layer_maps = map(as_numpy, arrays)
         logits = np.asarray(found.logits.numpy(), np.float32)
-        outputs = SessionOutputs(logits, np.asarray(found.class_indices.numpy()), layers)
+        outputs = SessionOutputs(logits, np.asarray(found.class_indices.numpy()), ())  # the layers' arrays end here
     return MadeMaps(outputs, layer_maps, saliency, degenerate, size == request.inputs.shape[2:])
 
 

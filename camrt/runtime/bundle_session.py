@@ -141,6 +141,18 @@ class BundleSession(ABC, Generic[EngineT]):
             )
         return target
 
+    def _feeds_on_device(
+        self, inputs: FloatArray, class_indices: IntArray, layers: Sequence[str]
+    ) -> tuple[dict[str, AnyArray], tuple[str, ...]]:
+        """The checked inputs of an explanation that stays on a GPU, and the outputs of its graph."""
+        self._check_inputs(inputs)
+        self._check_classes(class_indices, len(inputs))
+        if not layers:
+            raise InvalidInputError("No layer is to be explained.", "Name at least one, or use predict.")
+        manifest = self.manifest
+        image = self._as_the_model_takes(inputs).astype(self._dtypes[manifest.input_name], copy=False)
+        return {manifest.input_name: image, manifest.class_index_input: class_indices}, self._explaining(layers)
+
     def _as_the_model_takes(self, inputs: FloatArray) -> FloatArray:
         """Images (N, C, H, W) in the layout of the model's input."""
         return inputs if self.manifest.input_layout == "NCHW" else np.ascontiguousarray(inputs.transpose(0, 2, 3, 1))

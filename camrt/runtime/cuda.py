@@ -19,7 +19,7 @@ import onnxruntime
 from camrt.errors import BackendUnavailableError, InvalidModelError
 from camrt.runtime.bundle_session import BundleSession
 from camrt.runtime.cuda_driver import CudaDriver, cuda_driver
-from camrt.runtime.device_outputs import DeviceOutputs
+from camrt.runtime.device_outputs import DeviceOutputs, device_outputs
 from camrt.runtime.engine_cache import EngineCache, EngineKey
 from camrt.runtime.engine_options import EngineOptions, input_tail
 from camrt.runtime.onnxruntime import ENGINE_ERRORS, Provider, inference_session, session_options
@@ -30,6 +30,9 @@ from camrt.types import AnyArray, FloatArray, IntArray
 
 logger = logging.getLogger(__name__)
 _CUDA = "CUDAExecutionProvider"
+_TURN = threading.Lock()
+"""With CUDA graphs, whose it is to open or run. While ONNX Runtime records, whatever another graph sends to the stream
+would be recorded too, and nobody else in the process may allocate."""
 _MOST_RECORDINGS = 16  # shapes that a graph is recorded for; more run without
 
 
@@ -90,8 +93,6 @@ class CudaSession(BundleSession[_Engine]):
         self._driver: CudaDriver = cuda_driver()
         self._driver.attach()
         self.stream = self._driver.create_stream()
-        # While one graph is recorded, whatever another sent to the stream would be recorded with it.
-        self._turn = threading.Lock() if self._options.cuda_graphs else None
         self._cache: tuple[EngineCache, EngineKey] | None = None
         if provider == TENSORRT_ORT:
             version, buckets = f"ONNX Runtime {onnxruntime.__version__}", self._options.batches
@@ -106,30 +107,26 @@ class CudaSession(BundleSession[_Engine]):
 
         With CUDA graphs every run of the same shapes writes to the same memory, so the next one waits until this
         context ends: the arrays must have been read by then.
+
+        Raises:
+            InvalidInputError, ClassIndexError: as ``run``, and where no layer is named.
         """
-        self._check_inputs(inputs)
-        self._check_classes(class_indices, len(inputs))
-        manifest = self.manifest
-        feeds = {
-            manifest.input_name: self._as_the_model_takes(inputs).astype(self._dtypes[manifest.input_name], copy=False),
-            manifest.class_index_input: class_indices,
-        }
-        wanted = self._explaining(layers)
-        chosen = {name: manifest.layer(name) for name in layers}
+        feeds, wanted = self._feeds_on_device(inputs, class_indices, layers)
         with self._engine(wanted) as engine, contextlib.ExitStack() as turn:
             turn.enter_context(engine.lock)
             bound = self._bound(engine, feeds)
             values = self._values(engine, bound)
-            memory = None
-            if bound.recorded:
-                memory = tuple((value.data_ptr(), tuple(value.shape()), value.data_type()) for value in values)
-            else:
+            if not self._options.cuda_graphs:
                 turn.close()
-            found = dict(zip(wanted, values, strict=True))
-            pairs = {name: (found[layer.activations], found[layer.gradients]) for name, layer in chosen.items()}
-            yield DeviceOutputs(found[manifest.logits], found[manifest.class_index_output], pairs, self.stream, memory)
+            yield device_outputs(self.manifest, wanted, values, layers, self.stream, bound.recorded)
 
     def _open(self, outputs: tuple[str, ...], cut_at: str | None) -> _Engine:
+        if not self._options.cuda_graphs:
+            return _Engine(self._opened(outputs, cut_at), outputs, threading.Lock())
+        with _TURN:
+            return _Engine(self._opened(outputs, cut_at), outputs, _TURN)
+
+    def _opened(self, outputs: tuple[str, ...], cut_at: str | None) -> onnxruntime.InferenceSession:
         model = self._model.complete(outputs, cut_at)
         on_cuda = (_CUDA, cuda_options(self.stream, self._options.cuda_graphs))
 
@@ -139,7 +136,7 @@ class CudaSession(BundleSession[_Engine]):
             return session
 
         if self._cache is None:
-            return self._engine_of(opened(model), outputs)
+            return opened(model)
         cache, key = self._cache
         tails = {name: input_tail(self.manifest, name) for name in self._model.inputs(outputs, cut_at)}
         settings = tensorrt_options(cache.folder, tails, self._options, self.stream)
@@ -147,11 +144,7 @@ class CudaSession(BundleSession[_Engine]):
         def by_tensorrt(graph: bytes, more: dict[str, str]) -> onnxruntime.InferenceSession:
             return opened(graph, (self._provider, settings | more))
 
-        session = session_by_context(cache, key.computing(outputs, cut_at), model, by_tensorrt)
-        return self._engine_of(session, outputs)
-
-    def _engine_of(self, session: onnxruntime.InferenceSession, outputs: tuple[str, ...]) -> _Engine:
-        return _Engine(session, outputs, threading.Lock() if self._turn is None else self._turn)
+        return session_by_context(cache, key.computing(outputs, cut_at), model, by_tensorrt)
 
     def _execute(self, engine: _Engine, feeds: Mapping[str, AnyArray]) -> Sequence[AnyArray]:
         with engine.lock:
@@ -205,12 +198,11 @@ def cuda_options(stream: int, cuda_graphs: bool) -> dict[str, str]:
     }
 
 
-@cache
-def load_cuda_libraries() -> None:
-    """Loads CUDA's libraries from NVIDIA's packages, once a process, where ONNX Runtime would not find them by itself.
+_loading = threading.Lock()
 
-    What it prints when one is missing goes to the log: check_providers says whether that matters.
-    """
+
+@cache
+def _load_cuda_libraries() -> None:
     preload = getattr(onnxruntime, "preload_dlls", None)
     if preload is None:
         return
@@ -218,6 +210,15 @@ def load_cuda_libraries() -> None:
         preload()
     if said.getvalue():
         logger.info("ONNX Runtime looks for CUDA's libraries: %s", said.getvalue().strip())
+
+
+def load_cuda_libraries() -> None:
+    """Loads CUDA's libraries from NVIDIA's packages, once a process, where ONNX Runtime would not find them by itself.
+
+    What it prints when one is missing goes to the log: check_providers says whether that matters.
+    """
+    with _loading:  # sys.stdout is replaced meanwhile
+        _load_cuda_libraries()
 
 
 def check_providers(session: onnxruntime.InferenceSession, wanted: Collection[str]) -> None:

@@ -58,11 +58,14 @@ class _CallersThatLeft(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """See logging.Filter."""
         kind = record.exc_info[0] if record.exc_info else None
-        if kind is not None and kind.__name__ == "ExecuteBatchError":
-            record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
-            record.msg, record.args = f"{record.getMessage()}: the caller left before its reply was sent", ()
+        if kind is None or kind.__name__ != "ExecuteBatchError":
+            return True
+        root = logging.getLogger()
+        record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
+        record.msg, record.args = f"{record.getMessage()}: the reply could not be sent, as where the caller left", ()
+        if not root.isEnabledFor(logging.DEBUG):
             record.exc_info = record.exc_text = None
-        return logging.getLogger().isEnabledFor(record.levelno)
+        return root.isEnabledFor(logging.INFO)
 
 
 _CALLERS_THAT_LEFT = _CallersThatLeft()

@@ -32,6 +32,7 @@ class FakeLibrary:
     destroyed_streams: int = 0
     forgotten: int = 0
     launches: int = 0
+    copies_out: int = 0
     failing: str = ""
     capturing: list[Callable[[], None]] | None = None
     graphs: list[list[Callable[[], None]]] = field(default_factory=list)
@@ -88,6 +89,7 @@ class FakeLibrary:
 
     def cuMemcpyDtoHAsync_v2(self, target: Any, source: Any, size: Any, stream: Any) -> int:
         assert size.value <= len(self.memory[_address(source)])
+        self.copies_out += 1
         ctypes.memmove(_address(target), _address(source), size.value)
         return 0
 

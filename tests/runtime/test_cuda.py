@@ -13,11 +13,11 @@ import onnx
 import onnxruntime
 import pytest
 
-from camrt.errors import BackendUnavailableError
+from camrt.errors import BackendUnavailableError, InvalidInputError
 from camrt.explainer import embedded_bundle_path
 from camrt.preprocess import random_inputs
 from camrt.runtime import cuda, open_session
-from camrt.runtime.cuda import CudaSession, check_providers, cuda_options, load_cuda_libraries
+from camrt.runtime.cuda import CudaSession, check_providers, cuda_options
 from camrt.runtime.cuda_driver import CudaDriver
 from camrt.runtime.engine_cache import MAGIC, write_sealed
 from camrt.runtime.engine_options import EngineOptions
@@ -43,7 +43,13 @@ def as_context(model: bytes) -> bytes:
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def checked() -> list:
+    """What sessions made sure of."""
+    return []
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checked: list):
     """Opens sessions whose providers become the CPU's; the second element is what they asked for."""
     asked: list = []
     original = cuda.inference_session
@@ -56,7 +62,8 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         return session
 
     monkeypatch.setattr(cuda, "inference_session", on_cpu)
-    monkeypatch.setattr(cuda, "check_providers", lambda _session, names: None)
+    monkeypatch.setattr(cuda, "check_providers", lambda _session, names: checked.append(names))
+    monkeypatch.setattr(cuda, "load_cuda_libraries", lambda: checked.append("libraries"))
     monkeypatch.setattr(cuda, "onnx_runtime_provider", lambda name: {"tensorrt-ort": "Trt"}.get(name, "Cuda"))
     driver = CudaDriver(FakeLibrary())
     monkeypatch.setattr(cuda, "cuda_driver", lambda: driver)
@@ -269,7 +276,7 @@ def test_a_provider_that_onnx_runtime_left_out_is_missed() -> None:
 def test_libraries_are_loaded_without_a_word_on_the_console(said, monkeypatch, capsys, caplog) -> None:
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print(said, end=""), raising=False)
     with caplog.at_level("INFO", cuda.__name__):
-        load_cuda_libraries.__wrapped__()
+        cuda._load_cuda_libraries.__wrapped__()
     assert capsys.readouterr().out == ""
     assert [record.getMessage() for record in caplog.records] == (
         [f"ONNX Runtime looks for CUDA's libraries: {said}"] if said else []
@@ -278,17 +285,53 @@ def test_libraries_are_loaded_without_a_word_on_the_console(said, monkeypatch, c
 
 def test_an_onnx_runtime_without_preloading_is_taken_as_it_is(monkeypatch) -> None:
     monkeypatch.delattr(onnxruntime, "preload_dlls", raising=False)
-    load_cuda_libraries.__wrapped__()
+    cuda._load_cuda_libraries.__wrapped__()
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt-ort"])
+def test_sessions_make_sure_of_their_libraries_and_providers(provider: str, opened, checked: list) -> None:
+    session = opened[0](provider)
+    assert checked == ["libraries"]
+    session.prepare(LAYERS)
+    known = {"cuda": "Cuda", "tensorrt-ort": "Trt"}[provider]
+    assert checked[1:] == [{known, "CUDAExecutionProvider"}]
 
 
 @pytest.mark.parametrize("graphs", [False, True])
-def test_while_launches_are_recorded_no_other_graph_of_the_session_runs(graphs: bool, opened) -> None:
+@pytest.mark.parametrize("what", ["run", "run of an unrecorded shape", "opening", "another session"])
+def test_while_launches_are_recorded_nothing_else_runs_or_opens(what: str, graphs: bool, opened, monkeypatch) -> None:
+    if what == "run of an unrecorded shape":
+        monkeypatch.setattr(cuda, "_MOST_RECORDINGS", 0)
     session = opened[0](cuda_graphs=graphs)
-    session.prepare([])
+    beside = opened[0](cuda_graphs=graphs) if what == "another session" else session
+    beside.prepare([])
     ran = threading.Event()
-    thread = threading.Thread(target=lambda: (session.predict(images(1)), ran.set()))
+
+    def other() -> None:
+        beside.prepare(LAYERS[:1]) if what == "opening" else beside.predict(images(1))
+        ran.set()
+
+    thread = threading.Thread(target=other)
     with session.outputs_on_device(images(1, 1), np.array([0]), LAYERS):
         thread.start()
         assert ran.wait(0.3 if graphs else 30) != graphs
     thread.join(30)
     assert ran.is_set()
+
+
+def test_a_layer_must_be_named(opened) -> None:
+    with (
+        pytest.raises(InvalidInputError, match="No layer is to be explained"),
+        opened[0]().outputs_on_device(images(1), np.array([0]), ()),
+    ):
+        pass
+
+
+def test_libraries_are_loaded_once(monkeypatch) -> None:
+    calls: list = []
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: calls.append(1), raising=False)
+    cuda._load_cuda_libraries.cache_clear()
+    for _ in range(2):
+        cuda.load_cuda_libraries()
+    assert calls == [1]
+    cuda._load_cuda_libraries.cache_clear()

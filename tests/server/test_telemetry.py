@@ -139,7 +139,7 @@ def test_a_caller_that_left_before_its_reply_is_no_error(lines: io.StringIO) -> 
             grpc_logger.exception("%s raised in core by servicer method [/a/B]", type(error).__name__)
     left, failed = map(json.loads, lines.getvalue().splitlines())
     assert left["level"] == "info"
-    assert left["message"].endswith("servicer method [/a/B]: the caller left before its reply was sent")
+    assert left["message"].endswith("servicer method [/a/B]: the reply could not be sent, as where the caller left")
     assert "exception" not in left
     assert failed["level"] == "error"
     assert "RuntimeError: Failed" in failed["exception"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, Protocol, TypeVar
 
@@ -11,7 +12,9 @@ logger = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
 MOST_RECORDINGS = 32
-"""More are run without. A recording keeps the memory that its kernels write to."""
+"""The least recently used goes for a new one. A recording keeps the memory that its kernels write to."""
+MOST_KEYS = 1024
+MOST_REFUSALS = 8
 
 
 class Recording(Protocol):
@@ -39,8 +42,9 @@ class Recordings:
 
     def __init__(self, record: Callable[[Callable[[], Any]], Recording]) -> None:
         self._record = record
-        self._known: dict[Hashable, Recording | None] = {}
-        self._refused = False
+        self._kept: OrderedDict[Hashable, Recording] = OrderedDict()
+        self._seen: OrderedDict[Hashable, None] = OrderedDict()  # once, or refused by the device
+        self._refused: set[Hashable] = set()
         self._lock = threading.Lock()
 
     def run(self, key: Hashable, work: Callable[[], ResultT]) -> ResultT:
@@ -51,28 +55,35 @@ class Recordings:
                 the same key must not overlap, and results hold until the next of them.
             work: starts kernels and waits for nothing.
         """
-        with self._lock:
-            known, recording = key in self._known, self._known.get(key)
-            if not known and len(self._known) < MOST_RECORDINGS:
-                self._known[key] = None
-        if recording is None:
-            recording = self._recorded(key, work) if known else None
+        recording = self._of(key, work)
         if recording is None:
             return work()
         recording.launch()
         result: ResultT = recording.result
         return result
 
-    def _recorded(self, key: Hashable, work: Callable[[], Any]) -> Recording | None:
-        """A new recording; None, from then on, where the device refused one."""
-        if self._refused:
-            return None
+    def _of(self, key: Hashable, work: Callable[[], Any]) -> Recording | None:
+        """The recording of a key, made at its second call; None where the work is to be run."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+            again = key in self._seen
+            self._seen[key] = None
+            self._seen.move_to_end(key)
+            while len(self._seen) > MOST_KEYS:
+                self._refused.discard(self._seen.popitem(last=False)[0])
+            if not again or key in self._refused or len(self._refused) >= MOST_REFUSALS:
+                return None
         try:
             recording = self._record(work)
         except Exception as error:  # noqa: BLE001 - whatever CUDA says, the work can run without
-            self._refused = True
-            logger.warning("The kernels cannot be recorded, and are started one by one: %s", error)
+            logger.warning("Kernels cannot be recorded, and are started one by one: %s", error)
+            with self._lock:
+                self._refused.add(key)
             return None
         with self._lock:
-            self._known[key] = recording
+            self._kept[key] = recording
+            if len(self._kept) > MOST_RECORDINGS:
+                self._kept.popitem(last=False)
         return recording

@@ -93,6 +93,7 @@ class _Context:
         self._stream = driver.create_stream()
         self._buffers: dict[str, tuple[int, int]] = {}
         self._profile = -1
+        self._fed: Mapping[str, AnyArray] = {}  # what is being copied to the device lives until the next run
         self._recordings: dict[tuple[tuple[int, ...], ...], int] = {}
         held = self._buffers, self._recordings
         weakref.finalize(self, _release, driver, self._stream, *held).atexit = False  # the driver may be gone by then
@@ -114,6 +115,7 @@ class _Context:
         """Starts a run; the outputs, without what filled the bucket up."""
         fed = self._filled(feeds) if self._options.cuda_graphs else dict(feeds)
         fed = {name: np.ascontiguousarray(array) for name, array in fed.items()}
+        self._fed = fed
         self._choose_profile(max(len(array) for array in fed.values()))
         for name, array in fed.items():
             _check(self._context.set_input_shape(name, array.shape), f"the shape {array.shape} of {name!r}")

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from camrt.errors import BackendUnavailableError
+from camrt.errors import BackendUnavailableError, InvalidInputError
 from camrt.runtime.bundle_session import BundleSession
 from camrt.runtime.cuda_driver import CudaDriver, cuda_driver
-from camrt.runtime.device_outputs import DeviceOutputs
+from camrt.runtime.device_outputs import DeviceOutputs, device_outputs
 from camrt.runtime.engine_cache import EngineCache, EngineKey, read_sealed, write_sealed
 from camrt.runtime.engine_options import EngineOptions, input_tail
 from camrt.runtime.tensorrt.api import load_tensorrt
@@ -51,7 +51,7 @@ class TensorRtSession(BundleSession[TensorRtEngine]):
         return self._key.computing(outputs, cut_at)
 
     @property
-    def most_on_device(self) -> int | None:
+    def most_on_device(self) -> int:
         """The largest batch that is one run."""
         return self._options.batches[-1]
 
@@ -61,20 +61,19 @@ class TensorRtSession(BundleSession[TensorRtEngine]):
     ) -> Iterator[DeviceOutputs]:
         """As ``run``, without copying anything back to the host.
 
-        The arrays hold until the context ends, and must have been read by then. At most ``most_on_device`` classes.
+        The arrays hold until the context ends, and must have been read by then.
+
+        Raises:
+            InvalidInputError, ClassIndexError: as ``run``; where no layer is named; more than ``most_on_device``.
         """
-        self._check_inputs(inputs)
-        self._check_classes(class_indices, len(inputs))
-        manifest = self.manifest
-        image = self._as_the_model_takes(inputs).astype(self._dtypes[manifest.input_name], copy=False)
-        feeds = {manifest.input_name: image, manifest.class_index_input: class_indices}
-        wanted = self._explaining(layers)
-        chosen = {name: manifest.layer(name) for name in layers}
+        feeds, wanted = self._feeds_on_device(inputs, class_indices, layers)
+        if len(class_indices) > self.most_on_device:
+            raise InvalidInputError(
+                f"{len(class_indices)} classes in one run; the largest bucket is {self.most_on_device}.",
+                "Use run, which takes parts.",
+            )
         with self._engine(wanted) as engine, engine.on_device(feeds) as run:
-            found = dict(zip(wanted, run.arrays, strict=True))
-            pairs = {name: (found[layer.activations], found[layer.gradients]) for name, layer in chosen.items()}
-            memory = tuple((one.address, one.shape, one.dtype.str) for one in run.arrays) if run.fixed else None
-            yield DeviceOutputs(found[manifest.logits], found[manifest.class_index_output], pairs, run.stream, memory)
+            yield device_outputs(self.manifest, wanted, run.arrays, layers, run.stream, run.fixed)
 
     def _open(self, outputs: tuple[str, ...], cut_at: str | None) -> TensorRtEngine:
         self._driver.attach()

@@ -82,6 +82,21 @@ def test_shapes_on_the_device_are_checked(backend: KernelBackend, device: Emulat
         backend.layer_map(device.to_device(activations[:, :1]), device.to_device(gradients), "gradcam")
 
 
+@pytest.mark.parametrize("rule", ["gradcam", "gradcam++", "layercam"])
+def test_many_layers_of_several_types_in_one_call(backend: KernelBackend, device: EmulatedDevice, reference, rule):
+    pairs = [layer(seed, 3, 1 + 2 * (seed % 2), 2 + seed % 3, 3, 2 + seed % 5) for seed in range(2 * MOST_LAYERS + 3)]
+    pairs = [
+        tuple(array.astype(np.float16 if seed % 3 else np.float32) for array in pair) for seed, pair in enumerate(pairs)
+    ]
+    on_device = [[device.to_device(array) for array in pair] for pair in pairs]
+    device.launches.clear()
+    found = backend.layer_maps([a for a, _ in on_device], [g for _, g in on_device], rule)
+    for result, pair in zip(found, pairs, strict=True):
+        expected = reference.layer_map(*(array.astype(np.float32) for array in pair), rule)
+        np.testing.assert_allclose(result, expected, atol=1e-5)
+    assert device.launches.count("finish_maps") == 4  # of two types, one or three images
+
+
 def test_too_many_layers_are_refused(backend: KernelBackend):
     with pytest.raises(InvalidInputError, match="33 layers cannot be fused"):
         backend.fuse_layers([maps(8, 1, 2, 2)] * (MOST_LAYERS + 1), (4, 4))

@@ -159,7 +159,7 @@ def test_a_step_that_takes_too_long_has_failed(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.slow
 def test_small_cases_agree(backend: KernelBackend):
-    assert gpu_check.run_small_cases(backend) == 47
+    assert gpu_check.run_small_cases(backend) == 74
 
 
 @pytest.mark.slow
@@ -172,7 +172,9 @@ def test_kernel_benchmark(backend: KernelBackend, device: EmulatedDevice):
         return float(next(seconds))
 
     def replay(call) -> float | None:
-        return None
+        return next(replayed)
+
+    replayed = iter([None, *[0.5] * 100])
 
     rows = bench_gpu.bench_kernels(backend, device, timer, replay, (1, 2), [(3, 4), (2, 9)], 16, 1024, 3)
     assert [row["kernel"] for row in rows].count("fuse_layers product") == 3
@@ -185,8 +187,10 @@ def test_kernel_benchmark(backend: KernelBackend, device: EmulatedDevice):
         "bytes_per_second": 2048.0,
         "share": 1.0,
     }
+    assert rows[1]["replay_seconds"] is None
+    assert rows[1]["bytes_per_second"] == rows[1]["bytes"] / rows[1]["seconds"]
     masked = next(row for row in rows if row["kernel"] == "masked_images")
-    assert masked["bytes_per_second"] * masked["seconds"] == 4 * 7 * 16 * 16
+    assert masked["bytes_per_second"] * masked["replay_seconds"] == 4 * 7 * 16 * 16
     assert masked["share"] == masked["bytes_per_second"] / 2048
 
 
@@ -215,9 +219,10 @@ def test_two_engines_that_compute_the_same_pass(tmp_path: Path):
 
 def good_report() -> dict:
     fp32 = dict.fromkeys(("batch", "classes", "graphs", "threads", "threads, recorded", "arcc"), 0.0)
-    host = {"copies": {"DtoH": [200704, 4]}}
+    host = {"copies": {"DtoH": [200704, 4]}, "expected": [4, 200704, 8]}
+    both = dict.fromkeys(gpu_sessions.HOST_COPIES, host)
     return {
-        "fp32": {**fp32, "correlations": {"gradcam": 1.0}, "outputs": {"logits": 1e-6}, "host": host},
+        "fp32": {**fp32, "correlations": {"gradcam": 1.0}, "outputs": {"logits": 1e-6}, **both},
         "fp16": {"correlations": {"gradcam": 0.995}},
     }
 
@@ -230,7 +235,10 @@ def good_report() -> dict:
         ("fp32", "outputs", {"logits": 1e-3}, "logits is off by 1.0e-03"),
         ("fp32", "threads, recorded", 0.1, "threads, recorded: maps change by 1.0e-01"),
         ("fp32", "arcc", float("nan"), "ARCC is off by nan"),
-        ("fp32", "host", {"copies": {"DtoH": [200705]}}, "copies to the host: [200705] bytes"),
+        *(
+            ("fp32", name, {"copies": {"DtoH": [8, 8, 6]}, "expected": [6, 8]}, f"{name}: copies to it of [8] bytes")
+            for name in gpu_sessions.HOST_COPIES
+        ),
     ],
 )
 def test_what_is_not_as_on_the_cpu_is_a_failure(precision: str, key: str, value: object, said: str):
@@ -243,8 +251,8 @@ def test_what_is_not_as_on_the_cpu_is_a_failure(precision: str, key: str, value:
 @pytest.mark.parametrize(
     ("process", "status", "reason"),
     [
-        (Process(0, report={"failures": []}), "passed", ""),
-        (Process(1, report={"failures": ["ARCC is off"]}), "failed", ""),
+        (Process(0, report={"fp32": {}}), "passed", ""),
+        (Process(1, report={"fp32": {}}), "failed", ""),
         (Process(0), "failed", ""),
         (Process(2), "not done", "no reason was given"),
     ],
@@ -252,7 +260,15 @@ def test_what_is_not_as_on_the_cpu_is_a_failure(precision: str, key: str, value:
 def test_what_becomes_of_the_sessions_step(process, status, reason, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(gpu_check.subprocess, "run", process)
     outcome = gpu_check.check_sessions()
-    assert (outcome.status, outcome.reason) == (status, reason)
+    assert (outcome.status, outcome.reason, outcome.parts) == (status, reason, {})
+
+
+def test_copies_that_could_not_be_counted_are_not_done(monkeypatch: pytest.MonkeyPatch):
+    report = {"fp32": {"host: not done": "ImportError: torch"}}
+    monkeypatch.setattr(gpu_check.subprocess, "run", Process(0, report=report))
+    outcome = gpu_check.check_sessions()
+    assert outcome.status == "passed"
+    assert outcome.parts == {"copies to the host": Outcome("not done", "ImportError: torch")}
 
 
 def test_stages_of_a_call_are_those_of_all_its_images():

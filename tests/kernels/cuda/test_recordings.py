@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from camrt.kernels import KernelBackend
 from camrt.kernels.cuda import recordings
+from camrt.kernels.cuda.device import _CupyRecording
 from camrt.kernels.cuda.recordings import Recordings
 from tests.kernels.arrays import layer
 from tests.kernels.cuda.emulation import EmulatedDevice
@@ -47,26 +51,130 @@ def test_where_recording_is_refused_the_work_is_run(caplog: pytest.LogCaptureFix
     for key in ("a", "a", "a", "b", "b"):
         assert refusing.run(key, lambda: calls.append(1) or len(calls)) == len(calls)
     assert len(calls) == 5
-    assert len(caplog.records) == 1
+    assert len(caplog.records) == 2  # once a key
     assert "started one by one: operation not permitted" in caplog.text
 
 
-def test_a_bounded_number_is_recorded(monkeypatch: pytest.MonkeyPatch):
+def test_a_device_that_refuses_often_is_not_asked_again():
+    asked = []
+
+    def refuse(work) -> None:
+        asked.append(work)
+        raise RuntimeError("no")
+
+    refusing = Recordings(refuse)
+    for key in range(2 * recordings.MOST_REFUSALS):
+        for _ in range(3):
+            assert refusing.run(key, lambda: "run") == "run"
+    assert len(asked) == recordings.MOST_REFUSALS
+
+
+class Recording:
+    result = "recorded"
+
+    def launch(self) -> None:
+        pass
+
+
+def test_what_is_asked_for_once_takes_nobodys_place(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(recordings, "MOST_RECORDINGS", 2)
+    kept = Recordings(lambda _work: Recording())
+    for key in range(100):
+        assert kept.run(key, lambda: "run") == "run"
+    assert [kept.run("a", lambda: "run") for _ in range(3)] == ["run", "recorded", "recorded"]
+
+
+def test_the_least_recently_used_recording_goes(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(recordings, "MOST_RECORDINGS", 2)
     recorded = []
 
-    class Recording:
-        result = "recorded"
-
-        def launch(self) -> None:
-            pass
-
     def record(work) -> Recording:
-        recorded.append(work)
+        recorded.append(work())
         return Recording()
 
     kept = Recordings(record)
-    for _ in range(3):
-        results = [kept.run(key, lambda: "run") for key in "abc"]
-    assert results == ["recorded", "recorded", "run"]
-    assert len(recorded) == 2
+
+    def run(key: str) -> str:
+        return kept.run(key, lambda: key)
+
+    assert [run(key) for key in "aabba"] == ["a", "recorded", "b", "recorded", "recorded"]
+    assert [run("c"), run("c")] == ["c", "recorded"]  # in place of b
+    assert [run("a"), run("b")] == ["recorded", "recorded"]
+    assert recorded == ["a", "b", "c", "b"]
+
+
+def test_keys_are_forgotten(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(recordings, "MOST_KEYS", 3)
+    kept = Recordings(Refusing())
+    for key in (*"aa", *"bcd"):
+        kept.run(key, lambda: None)
+    assert list(kept._seen) == ["b", "c", "d"]
+    assert not kept._refused
+
+
+class FakeCupy:
+    """What a recording asks of CuPy, in its order."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.calls: list[str] = []
+        calls = self.calls
+
+        class Graph:
+            def launch(self, stream: object) -> None:
+                calls.append(f"launch on {stream}")
+
+        class Stream:
+            def __init__(self, non_blocking: bool) -> None:
+                assert non_blocking
+
+            def __enter__(self) -> None:
+                calls.append("stream")
+
+            def __exit__(self, *_: object) -> None:
+                calls.append("stream left")
+
+            def begin_capture(self) -> None:
+                calls.append("begin")
+
+            def end_capture(self) -> Graph:
+                calls.append("end")
+                if fails:
+                    raise ValueError("capture was invalidated")
+                return Graph()
+
+        class Pool:
+            malloc = "malloc of the pool"
+
+        @contextlib.contextmanager
+        def using_allocator(malloc: str):
+            calls.append(malloc)
+            yield
+            calls.append("allocator left")
+
+        self.cuda = SimpleNamespace(
+            Stream=Stream, MemoryPool=Pool, using_allocator=using_allocator, get_current_stream=lambda: "the session's"
+        )
+
+
+def test_a_recording_has_a_stream_and_memory_of_its_own():
+    cupy = FakeCupy()
+    recording = _CupyRecording(cupy, lambda: cupy.calls.append("work") or "result")
+    assert recording.result == "result"
+    recording.launch()
+    assert cupy.calls == [
+        "stream",
+        "malloc of the pool",
+        "begin",
+        "work",
+        "end",
+        "allocator left",
+        "stream left",
+        "launch on the session's",
+    ]
+
+
+def test_a_recording_ends_where_its_work_fails():
+    cupy = FakeCupy(fails=True)
+    with pytest.raises(ValueError, match="invalidated"):
+        _CupyRecording(cupy, lambda: 1 // 0)
+    assert "end" in cupy.calls
