@@ -77,7 +77,7 @@ class Recordings:
                 return None
         try:
             recording = self._record(work)
-        except Exception as error:  # noqa: BLE001 - whatever CUDA says, the work can run without
+        except (RuntimeError, MemoryError, ValueError) as error:  # CUDA's, and CuPy's; the work can run without
             logger.warning("Kernels cannot be recorded, and are started one by one: %s", error)
             with self._lock:
                 self._refused.add(key)
