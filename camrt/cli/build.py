@@ -34,6 +34,7 @@ def build(
     cuda_graphs: Annotated[
         bool, typer.Option(help="Record each bucket once, as a server with CAMRT_CUDA_GRAPHS=1.")
     ] = False,
+    tf32: Annotated[bool, typer.Option(help="Let float32 round to TF32, as a server with CAMRT_TF32=1.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Build engines of BUNDLE ahead, and compare them with the CPU provider.
@@ -49,7 +50,7 @@ def build(
             f"Provider {provider!r} builds no engines.", f"Choose one of {', '.join(TENSORRT_PROVIDERS)}."
         )
     options = dataclasses.replace(
-        EngineOptions.from_environment(), batches=parse_batches(batch), cuda_graphs=cuda_graphs
+        EngineOptions.from_environment(), batches=parse_batches(batch), cuda_graphs=cuda_graphs, tf32=tf32
     )
     if cache is not None:
         options = dataclasses.replace(options, cache=cache)

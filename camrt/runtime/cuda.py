@@ -63,7 +63,8 @@ class _Binding:
 class CudaSession(BundleSession[_Engine]):
     """A bundle on an NVIDIA GPU by ONNX Runtime. See camrt.runtime.session.Session for the methods.
 
-    TF32 is off: float32 is float32. All graphs run on one stream, ``stream``, which kernels may share.
+    On "cuda", float32 is float32 unless TF32 is asked for; "tensorrt-ort" has TensorRT's default, which is TF32. All
+    graphs run on one stream, ``stream``, which kernels may share.
 
     Args:
         path: the bundle.
@@ -95,8 +96,8 @@ class CudaSession(BundleSession[_Engine]):
         self.stream = self._driver.create_stream()
         self._cache: tuple[EngineCache, EngineKey] | None = None
         if provider == TENSORRT_ORT:
-            version, buckets = f"ONNX Runtime {onnxruntime.__version__}", self._options.batches
-            key = EngineKey.of_bundle(Path(path), self.manifest.precision, version, self._driver.info, buckets)
+            version = f"ONNX Runtime {onnxruntime.__version__}"
+            key = EngineKey.of_bundle(Path(path), self.manifest.precision, version, self._driver.info, self._options)
             self._cache = EngineCache(self._options.cache), key
 
     @contextlib.contextmanager
@@ -128,7 +129,7 @@ class CudaSession(BundleSession[_Engine]):
 
     def _opened(self, outputs: tuple[str, ...], cut_at: str | None) -> onnxruntime.InferenceSession:
         model = self._model.complete(outputs, cut_at)
-        on_cuda = (_CUDA, cuda_options(self.stream, self._options.cuda_graphs))
+        on_cuda = (_CUDA, cuda_options(self.stream, self._options))
 
         def opened(graph: bytes, *tensorrt: Provider) -> onnxruntime.InferenceSession:
             session = inference_session(graph, session_options(self._threads), [*tensorrt, on_cuda], self._path)
@@ -186,14 +187,14 @@ class CudaSession(BundleSession[_Engine]):
         return made
 
 
-def cuda_options(stream: int, cuda_graphs: bool) -> dict[str, str]:
+def cuda_options(stream: int, options: EngineOptions) -> dict[str, str]:
     """Options of ONNX Runtime's CUDA provider."""
     return {
         "device_id": "0",
-        "use_tf32": "0",
+        "use_tf32": "1" if options.tf32 else "0",
         "user_compute_stream": str(stream),
         "do_copy_in_default_stream": "0",
-        "enable_cuda_graph": "1" if cuda_graphs else "0",
+        "enable_cuda_graph": "1" if options.cuda_graphs else "0",
         "cudnn_conv_algo_search": "HEURISTIC",  # exhaustive search stalls at every new shape
     }
 

@@ -24,6 +24,7 @@ from typing import Any
 from camrt.bundle import Precision, file_sha256
 from camrt.errors import InvalidInputError
 from camrt.runtime.cuda_driver import DeviceInfo
+from camrt.runtime.engine_options import EngineOptions
 
 MAGIC = b"CAMRTENG\x01\n"
 _LENGTH_BYTES = 4
@@ -43,6 +44,7 @@ class EngineKey:
         gpu_name: of the device.
         compute_capability: of the device, (9, 0) say.
         precision: of the bundle.
+        tf32: whether products of float32 may round, see EngineOptions.
         profiles: batch buckets.
         outputs: the graph outputs that the engine computes, in their order.
         cut_at: the layer that it starts at, or None for the image.
@@ -57,10 +59,11 @@ class EngineKey:
     profiles: tuple[int, ...]
     outputs: tuple[str, ...]
     cut_at: str | None = None
+    tf32: bool = False
 
     @classmethod
     def of_bundle(
-        cls, path: Path, precision: Precision, engine_version: str, device: DeviceInfo, profiles: tuple[int, ...]
+        cls, path: Path, precision: Precision, engine_version: str, device: DeviceInfo, options: EngineOptions
     ) -> EngineKey:
         """What every engine of a bundle on a device depends on; ``computing`` adds what one of them computes."""
         return cls(
@@ -70,8 +73,9 @@ class EngineKey:
             gpu_name=device.name,
             compute_capability=device.compute_capability,
             precision=precision,
-            profiles=profiles,
+            profiles=options.batches,
             outputs=(),
+            tf32=options.tf32,
         )
 
     def computing(self, outputs: tuple[str, ...], cut_at: str | None = None) -> EngineKey:

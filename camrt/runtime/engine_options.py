@@ -10,7 +10,8 @@ from pathlib import Path
 from camrt.bundle import Manifest
 from camrt.errors import InvalidInputError
 
-BATCH_VARIABLE, CACHE_VARIABLE, GRAPHS_VARIABLE = "CAMRT_ENGINE_BATCH", "CAMRT_ENGINE_CACHE", "CAMRT_CUDA_GRAPHS"
+BATCH_VARIABLE, CACHE_VARIABLE = "CAMRT_ENGINE_BATCH", "CAMRT_ENGINE_CACHE"
+GRAPHS_VARIABLE, TF32_VARIABLE = "CAMRT_CUDA_GRAPHS", "CAMRT_TF32"
 _LARGEST_BATCH = 4096
 
 
@@ -22,12 +23,15 @@ class EngineOptions:
         batches: batch buckets, rising: an engine is tuned for each, and larger batches run in parts.
         cache: folder of built engines.
         cuda_graphs: records the launches of a bucket once and replays them; batches are then filled up to a bucket.
+        tf32: lets products of float32 round their factors to 10 bits, as GPUs since Ampere can; faster, and still
+            compared with the CPU by the limits of the bundle's precision.
         check: compares the engine with the CPU provider when it is loaded, see camrt.runtime.parity.
     """
 
     batches: tuple[int, ...] = (1, 8)
     cache: Path = field(default_factory=lambda: default_cache(os.environ))
     cuda_graphs: bool = False
+    tf32: bool = False
     check: bool = True
 
     def __post_init__(self) -> None:
@@ -39,19 +43,29 @@ class EngineOptions:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> EngineOptions:
-        """Options from CAMRT_ENGINE_BATCH (1,8), CAMRT_ENGINE_CACHE (a folder) and CAMRT_CUDA_GRAPHS (0 or 1).
+        """From CAMRT_ENGINE_BATCH (1,8), CAMRT_ENGINE_CACHE (a folder), CAMRT_CUDA_GRAPHS, CAMRT_TF32 (0 or 1).
 
         Raises:
             InvalidInputError: a value that cannot be read.
         """
-        graphs = environment.get(GRAPHS_VARIABLE, "0")
-        if graphs not in ("0", "1"):
-            raise InvalidInputError(f"{GRAPHS_VARIABLE} is {graphs!r}.", "Set it to 0 or 1.")
-        return cls(parse_batches(environment.get(BATCH_VARIABLE, "1,8")), default_cache(environment), graphs == "1")
+        return cls(
+            parse_batches(environment.get(BATCH_VARIABLE, "1,8")),
+            default_cache(environment),
+            cuda_graphs=_switch(environment, GRAPHS_VARIABLE),
+            tf32=_switch(environment, TF32_VARIABLE),
+        )
 
     def bucket(self, batch: int) -> int:
         """The index of the smallest bucket that holds ``batch``, at most the largest bucket."""
         return next(index for index, size in enumerate(self.batches) if size >= batch)
+
+
+def _switch(environment: Mapping[str, str], variable: str) -> bool:
+    """Whether a variable is 1; InvalidInputError where it is neither that nor 0."""
+    value = environment.get(variable, "0")
+    if value not in ("0", "1"):
+        raise InvalidInputError(f"{variable} is {value!r}.", "Set it to 0 or 1.")
+    return value == "1"
 
 
 def parse_batches(text: str) -> tuple[int, ...]:

@@ -148,7 +148,8 @@ def test_the_kernels_stream_is_the_sessions(opened) -> None:
     assert settings["user_compute_stream"] == str(session.stream) != "0"
     assert settings["use_tf32"] == "0"
     assert settings["enable_cuda_graph"] == "0"
-    assert cuda_options(5, True)["enable_cuda_graph"] == "1"
+    assert cuda_options(5, EngineOptions(cuda_graphs=True))["enable_cuda_graph"] == "1"
+    assert cuda_options(5, EngineOptions(tf32=True))["use_tf32"] == "1"
 
 
 def test_tensorrt_in_onnx_runtime_gets_profiles(opened) -> None:

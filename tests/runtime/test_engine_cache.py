@@ -26,6 +26,7 @@ OTHERS = {
     "profiles": (1, 16),
     "outputs": ("gradients/a", "logits"),
     "cut_at": "activations/a",
+    "tf32": True,
 }
 
 
@@ -137,7 +138,9 @@ def test_options_come_from_the_environment(tmp_path: Path) -> None:
     options = EngineOptions.from_environment(
         {"CAMRT_ENGINE_BATCH": "1, 4,16", "CAMRT_ENGINE_CACHE": str(tmp_path), "CAMRT_CUDA_GRAPHS": "1"}
     )
-    assert options == EngineOptions((1, 4, 16), tmp_path, True)
+    assert options == EngineOptions((1, 4, 16), tmp_path, cuda_graphs=True)
+    assert EngineOptions.from_environment({"CAMRT_TF32": "1", "HOME": "/h"}).tf32
+    assert not options.tf32
     assert EngineOptions.from_environment({"XDG_CACHE_HOME": "/x"}) == EngineOptions((1, 8), Path("/x/camrt/engines"))
     assert EngineOptions.from_environment({"HOME": "/h"}).cache == Path("/h/.cache/camrt/engines")
     assert [options.bucket(batch) for batch in (1, 2, 4, 5, 16)] == [0, 1, 1, 2, 2]
@@ -149,6 +152,8 @@ def test_buckets_that_make_no_sense_are_refused(text: str) -> None:
         EngineOptions.from_environment({"CAMRT_ENGINE_BATCH": text})
     with pytest.raises(InvalidInputError, match="0 or 1"):
         EngineOptions.from_environment({"CAMRT_CUDA_GRAPHS": "yes"})
+    with pytest.raises(InvalidInputError, match=r"CAMRT_TF32 is 'on'\. Set it to 0 or 1"):
+        EngineOptions.from_environment({"CAMRT_TF32": "on"})
 
 
 def test_the_header_says_what_the_engine_is_for(tmp_path: Path) -> None:

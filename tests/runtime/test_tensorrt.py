@@ -91,6 +91,13 @@ def test_the_network_is_strongly_typed_without_tf32_and_has_a_profile_a_bucket(
     ]
 
 
+def test_tf32_is_for_who_asks_and_has_an_engine_of_its_own(fake: FakeTensorRt, options: EngineOptions) -> None:
+    for tf32 in (False, True, True):
+        TensorRtSession(BUNDLE, options=replace(options, tf32=tf32)).prepare(LAYERS)
+    assert len(named(fake, "build")) == 2
+    assert len(named(fake, "clear_flag")) == 1
+
+
 def test_predictions_need_no_class(fake: FakeTensorRt, options: EngineOptions) -> None:
     TensorRtSession(BUNDLE, options=options).predict(images(1))
     assert [set(profile) for profile in named(fake, "build")[0][1]] == [{"image"}, {"image"}]

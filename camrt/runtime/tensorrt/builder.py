@@ -6,22 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from camrt.errors import UnsupportedModelError
+from camrt.runtime.engine_options import EngineOptions
 
 
 def build_engine(
-    tensorrt: Any, graph: bytes, tails: Mapping[str, tuple[int, ...]], batches: tuple[int, ...], timings: bytes
+    tensorrt: Any, graph: bytes, tails: Mapping[str, tuple[int, ...]], options: EngineOptions, timings: bytes
 ) -> tuple[bytes, bytes]:
     """Builds an engine with one optimisation profile a batch bucket.
 
-    The network is strongly typed: every layer computes in the type that the graph says. TF32 is off, so that float32
-    is float32. A profile takes from one image or class to its bucket, and is tuned for the bucket: several classes of
-    one image come with a batch of one.
+    The network is strongly typed: every layer computes in the type that the graph says; float32 is float32 where TF32
+    is not asked for. A profile takes from one image or class to its bucket, and is tuned for the bucket: several
+    classes of one image come with a batch of one.
 
     Args:
         tensorrt: the package.
         graph: a serialised ONNX model with its weights.
         tails: input name -> its shape without the first axis.
-        batches: the buckets.
+        options: buckets, and TF32.
         timings: the timing cache of earlier builds, or nothing.
 
     Returns:
@@ -38,9 +39,10 @@ def build_engine(
         reasons = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
         raise UnsupportedModelError(f"TensorRT cannot parse the bundle: {reasons}.", "Use provider 'cuda'.")
     config = builder.create_builder_config()
-    config.clear_flag(tensorrt.BuilderFlag.TF32)
+    if not options.tf32:  # TensorRT's default is to use it
+        config.clear_flag(tensorrt.BuilderFlag.TF32)
     config.set_timing_cache(config.create_timing_cache(timings), False)
-    for batch in batches:
+    for batch in options.batches:
         profile = builder.create_optimization_profile()
         for name, tail in tails.items():
             profile.set_shape(name, (1, *tail), (batch, *tail), (batch, *tail))

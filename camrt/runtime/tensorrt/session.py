@@ -42,8 +42,8 @@ class TensorRtSession(BundleSession[TensorRtEngine]):
         self._options = EngineOptions.from_environment() if options is None else options
         super().__init__(path, threads)
         self._cache = EngineCache(self._options.cache)
-        version, buckets = str(self._tensorrt.__version__), self._options.batches
-        self._key = EngineKey.of_bundle(Path(path), self.manifest.precision, version, self._driver.info, buckets)
+        version = str(self._tensorrt.__version__)
+        self._key = EngineKey.of_bundle(Path(path), self.manifest.precision, version, self._driver.info, self._options)
         self._logger = self._tensorrt.Logger(self._tensorrt.Logger.WARNING)
 
     def key(self, outputs: tuple[str, ...], cut_at: str | None = None) -> EngineKey:
@@ -103,7 +103,7 @@ class TensorRtSession(BundleSession[TensorRtEngine]):
         path = self._cache.folder / f"timings-{info.compute_capability[0]}{info.compute_capability[1]}.cache"
         with self._cache.locked("timings"):
             timings = read_sealed(path, fields) or b""
-        plan, timings = build_engine(self._tensorrt, graph, tails, self._options.batches, timings)
+        plan, timings = build_engine(self._tensorrt, graph, tails, self._options, timings)
         with self._cache.locked("timings"):
             write_sealed(path, fields, timings)
         return plan
