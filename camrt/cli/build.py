@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,7 +22,10 @@ def build(
             show_default="the bundle's",
         ),
     ] = None,
-    batch: Annotated[str, typer.Option(help="Batch buckets, separated by commas.")] = "1,8",
+    batch: Annotated[
+        str | None,
+        typer.Option(help="Batch buckets, separated by commas.", show_default="CAMRT_ENGINE_BATCH, or 1,8"),
+    ] = None,
     layers: Annotated[str | None, typer.Option(help="Target layers.", show_default="all")] = None,
     cache: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where engines are kept.", show_default="CAMRT_ENGINE_CACHE")
@@ -32,14 +35,21 @@ def build(
         typer.Option(metavar="FOLDER", help="Pictures to measure --precision fp16 with."),
     ] = None,
     cuda_graphs: Annotated[
-        bool, typer.Option(help="Record each bucket once, as a server with CAMRT_CUDA_GRAPHS=1.")
-    ] = False,
-    tf32: Annotated[bool, typer.Option(help="Let float32 round to TF32, as a server with CAMRT_TF32=1.")] = False,
+        bool | None,
+        typer.Option(
+            help="Record each bucket once, as a server with CAMRT_CUDA_GRAPHS=1.", show_default="CAMRT_CUDA_GRAPHS"
+        ),
+    ] = None,
+    tf32: Annotated[
+        bool | None,
+        typer.Option(help="Let float32 round to TF32, as a server with CAMRT_TF32=1.", show_default="CAMRT_TF32"),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Build engines of BUNDLE ahead, and compare them with the CPU provider.
 
-    Serve with the same CAMRT_ENGINE_BATCH and CAMRT_ENGINE_CACHE: the engines are found by what they were built for.
+    Serve with the same CAMRT_ENGINE_BATCH, CAMRT_TF32 and CAMRT_ENGINE_CACHE: engines are found by what they were built
+    for.
     """
     from camrt.runtime.engine_options import EngineOptions, parse_batches
     from camrt.runtime.gpu import build_gpu_engines
@@ -49,11 +59,14 @@ def build(
         raise InvalidInputError(
             f"Provider {provider!r} builds no engines.", f"Choose one of {', '.join(TENSORRT_PROVIDERS)}."
         )
-    options = dataclasses.replace(
-        EngineOptions.from_environment(), batches=parse_batches(batch), cuda_graphs=cuda_graphs, tf32=tf32
-    )
-    if cache is not None:
-        options = dataclasses.replace(options, cache=cache)
+    chosen: dict[str, Any] = {
+        "batches": None if batch is None else parse_batches(batch),
+        "cuda_graphs": cuda_graphs,
+        "tf32": tf32,
+        "cache": cache,
+    }
+    given = {name: value for name, value in chosen.items() if value is not None}
+    options = dataclasses.replace(EngineOptions.from_environment(), **given)
     path = _at_precision(bundle, precision, calibration)
     with console(stderr=True).status(f"building {path} for {provider}"):
         session = build_gpu_engines(path, provider, options, parse_names(layers))

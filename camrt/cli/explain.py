@@ -121,6 +121,12 @@ def _typed(context: typer.Context, names: Sequence[str]) -> str:
 
 def _bundle_and_images(paths: Sequence[Path], sample: bool) -> tuple[Path | None, list[Path]]:
     bundle = paths[0] if paths and paths[0].suffix.lower() == ".onnx" else None
+    for path in paths[bundle is not None :]:
+        if ".onnx" in path.name.lower():
+            raise InvalidInputError(
+                f"{path} is no image.",
+                "Give one bundle, first, its name ending in .onnx: camrt explain b.onnx photo.jpg.",
+            )
     images = [image for path in paths[bundle is not None :] for image in _images_at(path)]
     if sample:
         from camrt.explainer import sample_image_path

@@ -151,7 +151,7 @@ class LayerFinder:
             matches = [(key, value) for key, value in names.items() if fnmatch.fnmatchcase(key, name)]
             if matches:
                 return matches
-        close = difflib.get_close_matches(name, [*known, *self._modules], n=3)
+        close = difflib.get_close_matches(name, list(dict.fromkeys([*known, *self._modules])), n=3)
         hint = f"Did you mean {' or '.join(close)}? " if close else ""
         raise LayerNotFoundError(f"No layer matches {name!r}.", f"{hint}Candidates: {self._candidate_names()}.")
 

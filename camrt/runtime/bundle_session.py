@@ -197,10 +197,13 @@ class BundleSession(ABC, Generic[EngineT]):
     def _check_inputs(self, inputs: FloatArray) -> None:
         expected = self.manifest.input_shape
         if inputs.ndim != 4 or inputs.shape[1:] != expected or inputs.shape[0] < 1:
-            wanted = "x".join(map(str, expected))
+            advice = "Resize the images, or use explain_images, which does."
+            if inputs.ndim == 4 and inputs.shape[0] < 1:
+                advice = "Give at least one image."
+            elif inputs.ndim == 4 and (inputs.shape[3], *inputs.shape[1:3]) == expected:
+                advice = "Transpose them to (N, C, H, W)."
             raise InvalidInputError(
-                f"Inputs have the shape {inputs.shape}; the bundle takes (N, {wanted.replace('x', ', ')}).",
-                "Resize the images, or use explain_images, which does.",
+                f"Inputs have the shape {inputs.shape}; the bundle takes (N, {', '.join(map(str, expected))}).", advice
             )
         if inputs.dtype != np.float32:
             raise InvalidInputError(f"Inputs have the dtype {inputs.dtype}.", "Convert them to float32.")

@@ -268,7 +268,8 @@ class ModelRepository:
             del self._others[key]
 
     def _only_name(self) -> str:
-        names = {*self._ready, *(name for name, _ in self._others)}
+        waiting = {name for (name, _), status in self._others.items() if status.state != "failed"}
+        names = {*self._ready, *waiting} or {name for name, _ in self._others}
         if not names:
             raise ModelNotFoundError("The server has no model.", "Load one.")
         if len(names) > 1:

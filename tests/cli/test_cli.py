@@ -324,6 +324,8 @@ class TestExplain:
         [
             ([], "No image to explain"),
             (["empty"], "The folder empty has no image"),
+            (["photo.jpg", "other.onnx"], "other.onnx is no image. Give one bundle, first"),
+            (["model.onnx.bundle", "photo.jpg"], "model.onnx.bundle is no image. Give one bundle, first"),
             (["photo.jpg", "--class", "Katze"], "Katze"),
             (["photo.jpg", "--class", "4"], "4"),
             (["photo.jpg", "--top-k", "5"], "4 classes"),

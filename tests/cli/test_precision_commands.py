@@ -11,7 +11,8 @@ from PIL import Image
 
 from camrt.bundle import Bundle
 from camrt.cli import main
-from camrt.runtime import gpu_pieces
+from camrt.errors import BackendUnavailableError
+from camrt.runtime import gpu, gpu_pieces
 from camrt.runtime.cuda_driver import CudaDriver
 from camrt.runtime.tensorrt import session
 from tests.runtime.fake_gpu import FakeLibrary, FakeTensorRt
@@ -97,6 +98,29 @@ def test_build(run, fp32: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert code == 0
     assert "maps of stage3" in out
     assert not [call for call in module.calls[builds:] if call[0] == "build"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), ((1, 16), True, True, Path("engines"))),
+        (("--batch", "2", "--no-tf32", "--no-cuda-graphs", "--cache", "other"), ((2,), False, False, Path("other"))),
+    ],
+)
+def test_build_takes_its_options_from_where_a_server_does(
+    run, fp32: Path, arguments: tuple, expected: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"ENGINE_BATCH": "1,16", "CUDA_GRAPHS": "1", "TF32": "1", "ENGINE_CACHE": "engines"}.items():
+        monkeypatch.setenv(f"CAMRT_{name}", value)
+    asked = []
+
+    def build(_path, _provider, options, _layers) -> None:
+        asked.append((options.batches, options.cuda_graphs, options.tf32, options.cache))
+        raise BackendUnavailableError("There is no GPU.", "")
+
+    monkeypatch.setattr(gpu, "build_gpu_engines", build)
+    assert run("build", fp32, *arguments)[0] == 2
+    assert asked == [expected]
 
 
 def test_build_names_what_it_cannot_do(run, fp32: Path) -> None:

@@ -23,6 +23,7 @@ from camrt.errors import (
     MethodUnavailableError,
     UnsupportedModelError,
 )
+from camrt.explainer import embedded_bundle_path
 from camrt.runtime import available_providers, bundle_session, open_model, open_session
 from camrt.runtime import onnxruntime as engine
 from tests.exporter.graphs import GraphWriter, channels_last_classifier, residual_classifier
@@ -344,3 +345,18 @@ def test_open_model_refuses_what_is_no_model(tmp_path: Path) -> None:
     for path in (text, tmp_path / "missing.onnx"):
         with pytest.raises(InvalidModelError, match=path.name):
             open_model(path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "advice"),
+    [
+        ((0, 3, 224, 224), "Give at least one image"),
+        ((2, 224, 224, 3), r"Transpose them to \(N, C, H, W\)"),
+        ((2, 3, 100, 100), "Resize the images"),
+        ((3, 224, 224), "Resize the images"),
+    ],
+)
+def test_inputs_of_a_wrong_shape_are_refused_with_what_helps(shape: tuple[int, ...], advice: str):
+    session = open_session(embedded_bundle_path(), "cpu", 1)
+    with pytest.raises(InvalidInputError, match=rf"the bundle takes \(N, 3, 224, 224\)\. {advice}"):
+        session.predict(np.zeros(shape, np.float32))

@@ -78,6 +78,21 @@ def test_one_bundle_is_served_under_the_name_of_its_file(tmp_path: Path, bundles
     with_repository(test, bundle=shutil.copy(bundles[0], tmp_path / "cats.bundle.onnx"))
 
 
+def test_a_broken_file_beside_the_only_model_changes_nothing_for_who_names_none(
+    tmp_path: Path, bundles: list[Path]
+) -> None:
+    shutil.copy(bundles[0], tmp_path / "good.onnx")
+    (tmp_path / "bad.onnx").write_text("broken")
+
+    async def test(repository: ModelRepository) -> None:
+        assert table(repository) == [("bad", "1", "failed"), ("good", "1", "ready")]
+        assert repository.get().name == "good"
+        with pytest.raises(ModelNotReadyError):
+            repository.get("bad")
+
+    with_repository(test, model_repository=tmp_path)
+
+
 def test_a_folder_holds_versions_and_plain_files(tmp_path: Path, bundles: list[Path]) -> None:
     put(bundles[0], tmp_path, "two", 2)
     put(bundles[1], tmp_path, "two", 10)
