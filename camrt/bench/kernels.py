@@ -23,9 +23,10 @@ _REFERENCE_ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class _Kernel:
-    """One call on any backend, and the bytes that it must move at least."""
+    """One call on any backend, the images it works on, and the bytes that it must move at least."""
 
     name: str
+    batch: int
     run: Callable[[KernelBackend], object]
     moved: int
 
@@ -48,12 +49,15 @@ def bench_kernels(
         native, reference = get_backend("native", threads), get_backend("reference")
         for kernel in _kernels(outputs.layers, inputs, saliency):
             progress(kernel.name)
-            labels: dict[str, str | int] = {"kernel": kernel.name, "batch": batch}
+            labels: dict[str, str | int] = {"kernel": kernel.name, "batch": kernel.batch}
             lines = [
-                Contender({**labels, "backend": "native", "threads": threads}, partial(kernel.run, native)),
+                Contender(
+                    {**labels, "backend": "native", "threads": threads}, partial(kernel.run, native), kernel.batch
+                ),
                 Contender(
                     {**labels, "backend": "reference", "threads": 1},
                     partial(kernel.run, reference),
+                    kernel.batch,
                     rounds=_REFERENCE_ROUNDS,
                 ),
             ]
@@ -72,22 +76,24 @@ def _kernels(layers: tuple[LayerOutputs, ...], inputs: FloatArray, saliency: Flo
     read = sum(array.nbytes for array in (*activations, *gradients))
     maps = get_backend("native").layer_maps(activations, gradients, "gradcam++")
     map_bytes = sum(one.nbytes for one in maps)
-    height, width = int(inputs.shape[2]), int(inputs.shape[3])
+    batch, height, width = len(inputs), int(inputs.shape[2]), int(inputs.shape[3])
     rules: tuple[ChannelRule | PixelRule, ...] = (*CHANNEL_RULES, *PIXEL_RULES)
     for rule in rules:
 
         def layer_maps(backend: KernelBackend, rule: ChannelRule | PixelRule = rule) -> object:
             return backend.layer_maps(activations, gradients, rule)
 
-        yield _Kernel(f"layer_maps {rule}", layer_maps, read + map_bytes)
+        yield _Kernel(f"layer_maps {rule}", batch, layer_maps, read + map_bytes)
     yield _Kernel(
         "fuse_layers product",
+        batch,
         lambda backend: backend.fuse_layers(maps, (height, width)),
         map_bytes + saliency.itemsize * len(saliency) * height * width,
     )
     images = 2 * len(REMOVAL_FRACTIONS)
     yield _Kernel(
         "perturbation_batch",
+        1,
         lambda backend: backend.perturbation_batch(inputs[:1], saliency[:1]),
         (1 + images) * inputs[:1].nbytes,
     )

@@ -14,8 +14,8 @@ import numpy as np
 from camrt.bench.report import Row, Table
 from camrt.bench.turns import Contender, Measured, noise_notes, take_turns
 from camrt.bench.workload import Workload
-from camrt.cam import REFINECAM
-from camrt.errors import InvalidInputError
+from camrt.cam import CAM_METHODS, REFINECAM
+from camrt.errors import InvalidInputError, MethodNotFoundError
 from camrt.explainer import Explainer
 from camrt.runtime import multiply_adds
 from camrt.types import FloatArray
@@ -45,6 +45,21 @@ class Sweep:
     rounds: int = 30
     warmup: int = 3
 
+    def check(self) -> None:
+        """Refuses what can be told without a bundle, before anything is measured.
+
+        Raises:
+            InvalidInputError: no provider, no threads or no method.
+            MethodNotFoundError: an unknown method.
+        """
+        for name, values in (("provider", self.providers), ("threads", self.threads), ("method", self.methods)):
+            if not values:
+                raise InvalidInputError(f"--{name} names nothing.", "Name one, or leave it out.")
+        for method in self.methods:
+            if method != REFINECAM and method not in CAM_METHODS:
+                known = ", ".join((REFINECAM, *CAM_METHODS))
+                raise MethodNotFoundError(f"Unknown CAM method {method!r}.", f"Choose one of {known}.")
+
 
 def bench_latency(
     work: Workload, sweep: Sweep, limits: dict[str, float], progress: Progress
@@ -58,9 +73,10 @@ def bench_latency(
         progress: told what is being timed.
 
     Raises:
-        InvalidInputError: more threads than cores, more classes or layers than there are.
+        InvalidInputError: more threads than cores, more classes or layers than there are, or as in Sweep.check.
         BackendUnavailableError: a provider cannot be used here.
     """
+    sweep.check()
     latencies, stages, shares, notes = [], [], [], []
     for provider in sweep.providers:
         for threads in sweep.threads:

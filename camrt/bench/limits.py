@@ -32,13 +32,19 @@ def machine_limits(threads: int) -> dict[str, float]:
         copy_gbytes: bytes read plus bytes written, 1e9 a second.
 
     Raises:
-        InvalidInputError: the measuring process failed; says what it printed.
+        InvalidInputError: the measuring process failed, says what it printed; or it took too long.
     """
     environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads))}
     command = [sys.executable, "-m", "camrt.bench.limits", str(threads)]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
-    )
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise InvalidInputError(
+            f"The machine's limits were not measured within {_TIMEOUT_SECONDS} seconds.",
+            "Try again when the machine is less busy.",
+        ) from error
     if done.returncode != 0:
         raise InvalidInputError(
             f"The machine's limits could not be measured: {done.stderr.strip()[-300:]}", "Try again."

@@ -82,10 +82,16 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """A document that load_report reads."""
+        """A document that load_report reads; figures that are no finite number are left out of it."""
         tables = [
-            {"title": t.title, "ratio_to": t.ratio_to, "sweep": t.sweep, "figure": t.figure, "rows": t.rows}
-            for t in self.tables
+            {
+                "title": table.title,
+                "ratio_to": table.ratio_to,
+                "sweep": table.sweep,
+                "figure": table.figure,
+                "rows": [_finite(row) for row in table.rows],
+            }
+            for table in self.tables
         ]
         return {
             "schema": SCHEMA,
@@ -93,7 +99,7 @@ class Report:
             "command": self.command,
             "environment": self.environment,
             "settings": self.settings,
-            "limits": self.limits,
+            "limits": _finite(self.limits),
             "notes": self.notes,
             "tables": tables,
         }
@@ -176,6 +182,11 @@ def _table(*, rows: list[Row], sweep: str | list[str] | None = None, **others: s
             if not isinstance(value, int | float if name in FIGURES else int | float | str):
                 raise TypeError(f"{name} is {value!r}")
     return Table(rows=rows, sweep=(sweep,) if isinstance(sweep, str) else tuple(sweep or ()), **others)
+
+
+def _finite(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The same without what JSON has no number for."""
+    return {name: value for name, value in figures.items() if not isinstance(value, float) or math.isfinite(value)}
 
 
 def shown_columns(rows: Sequence[Mapping[str, object]]) -> list[str]:

@@ -20,7 +20,7 @@ from camrt.bench.report import Row, Table
 from camrt.bench.turns import Contender, take_turns
 from camrt.bench.workload import Workload
 from camrt.client import AsyncExplainerClient
-from camrt.errors import InvalidInputError
+from camrt.errors import CamrtError, InvalidInputError
 
 STOP_SECONDS = 60
 
@@ -70,6 +70,8 @@ def bench_server(
 ) -> tuple[list[Table], list[str]]:
     """A table of callers, answers a second and latencies; JPEG in, uint8 map out. Client and server share the machine.
 
+    A load that fails ends the benchmark: the lines before it are kept, and a note says why.
+
     Args:
         work: bundle and image.
         threads: of the server's runs, and of the library in this process.
@@ -79,26 +81,43 @@ def bench_server(
         target: address of a server that runs already, which serves the bundle; None starts one.
 
     Raises:
-        InvalidInputError: the server does not start.
+        InvalidInputError: the server does not start, or cannot make inputs of images as the workload does.
         RemoteError: it does not answer.
     """
+    if work.preprocess is not None:
+        raise InvalidInputError(
+            "A server preprocesses as its bundle says; it knows no --preprocess.",
+            f"Leave it out, with a bundle from `camrt export --preprocess {work.preprocess}`.",
+        )
     jpeg = work.jpeg()
     progress("in this process")
     with work.explainer("cpu", threads) as explainer:
+        if explainer.preprocessing is None:
+            raise InvalidInputError(
+                "The bundle does not say how images become tensors; a server cannot take images for it.",
+                "Export it with `camrt export --preprocess`, e.g. imagenet.",
+            )
         lines = [Contender({"callers": 1}, lambda: explainer.explain_images(jpeg, output_size="input"))]
         alone = take_turns(lines, rounds=max(10, int(10 * seconds)))[0]
     rows: list[Row] = [{"where": "in process", "callers": 1, **_figures(alone.seconds, sum(alone.seconds))}]
+    notes: list[str] = []
     with ExitStack() as stack:
         address = target or stack.enter_context(ServerProcess(work.bundle, "--threads", str(threads))).target
         asyncio.run(_load(address, jpeg, 4, 1.0))
         for count in sorted(set(callers)):
             progress(f"{count} callers")
-            times, elapsed = asyncio.run(_load(address, jpeg, count, seconds))
+            try:
+                times, elapsed = asyncio.run(_load(address, jpeg, count, seconds))
+            except CamrtError as error:
+                if len(rows) == 1:
+                    raise
+                notes.append(f"Nothing from {count} callers on: {error}")
+                break
             rows.append({"where": "server", "callers": count, **_figures(times, elapsed)})
     base = float(rows[0]["images_per_second"])
     for row in rows:
         row["rate_ratio"] = float(row["images_per_second"]) / base
-    return [Table("Server", rows, "", ("callers",), "images_per_second")], []
+    return [Table("Server", rows, "", ("callers",), "images_per_second")], notes
 
 
 def _figures(seconds: Sequence[float], elapsed: float) -> dict[str, float]:
@@ -109,13 +128,13 @@ def _figures(seconds: Sequence[float], elapsed: float) -> dict[str, float]:
 
 
 async def _load(target: str, jpeg: bytes, callers: int, seconds: float) -> tuple[list[float], float]:
-    """Seconds of every call, and of all together."""
+    """Seconds of every call, at least one, and of all together."""
     times: list[float] = []
     begun = time.perf_counter()
     async with AsyncExplainerClient(target) as client:
 
         async def caller() -> None:
-            while time.perf_counter() - begun < seconds:
+            while not times or time.perf_counter() - begun < seconds:
                 started = time.perf_counter()
                 await client.explain(jpeg, output_size="input")
                 times.append(time.perf_counter() - started)

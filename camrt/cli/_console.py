@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -31,8 +32,20 @@ def console(stderr: bool = False) -> Console:
 
 
 def print_json(document: Any) -> None:
-    """One JSON document on stdout."""
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    """One JSON document on stdout; NaN and infinity, which JSON does not have, become null.
+
+    What a file's name has that is no UTF-8 is escaped.
+    """
+    text = json.dumps(_strict(document), indent=2, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
+
+
+def _strict(document: Any) -> Any:
+    if isinstance(document, dict):
+        return {key: _strict(value) for key, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [_strict(value) for value in document]
+    return None if isinstance(document, float) and not math.isfinite(document) else document
 
 
 def print_error(error: BaseException) -> None:

@@ -71,6 +71,7 @@ def latency(
     from camrt.bench.latency import Sweep, bench_latency
     from camrt.bench.limits import machine_limits
 
+    machine = _machine()
     cores = _numbers(threads, "threads") or [_all_cores()]
     sweep = Sweep(
         providers=_names(provider),
@@ -81,9 +82,10 @@ def latency(
         layers=_numbers(layers, "layers"),
         rounds=rounds,
     )
+    sweep.check()
     work, limits = _workload(bundle, image, preprocess), machine_limits(max(cores))
     tables, notes = bench_latency(work, sweep, limits, _progress)
-    _finish("latency", [work], tables, notes, limits, out, as_json)
+    _finish("latency", machine, [work], tables, notes, limits, out, as_json)
 
 
 @bench.command()
@@ -103,12 +105,13 @@ def throughput(
     """Count explanations a second by batch size and by explainers side by side."""
     from camrt.bench.throughput import bench_throughput
 
+    machine = _machine()
     work = _workload(bundle, image, preprocess)
     sizes, counts = _numbers(batch, "batch"), _numbers(instances, "instances")
     tables, notes = bench_throughput(
         work, threads or _all_cores(), sizes or [1], counts or [1], rounds, _progress, method, provider
     )
-    _finish("throughput", [work], tables, notes, {}, out, as_json)
+    _finish("throughput", machine, [work], tables, notes, {}, out, as_json)
 
 
 @bench.command()
@@ -126,9 +129,10 @@ def sizes(
     """Time predictions and explanations by the size of the image, a bundle a size."""
     from camrt.bench.sizes import bench_sizes
 
+    machine = _machine()
     works = [_workload(bundle, image, preprocess) for bundle in bundles]
     tables, notes = bench_sizes(works, threads or _all_cores(), rounds, _progress)
-    _finish("sizes", works, tables, notes, {}, out, as_json)
+    _finish("sizes", machine, works, tables, notes, {}, out, as_json)
 
 
 @bench.command()
@@ -146,10 +150,11 @@ def kernels(
     from camrt.bench.kernels import bench_kernels
     from camrt.bench.limits import machine_limits
 
+    machine = _machine()
     work, cores = _workload(bundle, image, preprocess), threads or _all_cores()
     limits = machine_limits(cores)
     tables, notes = bench_kernels(work, cores, batch, rounds, limits, _progress)
-    _finish("kernels", [work], tables, notes, limits, out, as_json)
+    _finish("kernels", machine, [work], tables, notes, limits, out, as_json)
 
 
 @bench.command()
@@ -169,10 +174,11 @@ def server(
     """Load a server with growing numbers of callers, beside the library in this process."""
     from camrt.bench.serving import bench_server
 
+    machine = _machine()
     work = _workload(bundle, image, preprocess)
     counts = _numbers(callers, "callers") or [1]
     tables, notes = bench_server(work, threads or _all_cores(), counts, seconds, _progress, target)
-    _finish("server", [work], tables, notes, {}, out, as_json)
+    _finish("server", machine, [work], tables, notes, {}, out, as_json)
 
 
 @bench.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
@@ -221,8 +227,16 @@ def _workload(bundle: Path | None, image: Path | None, preprocess: str | None) -
     return Workload.of(bundle, image, preprocess)
 
 
+def _machine() -> dict[str, Any]:
+    """The machine before anything is measured on it."""
+    from camrt.bench.environment import describe_machine
+
+    return describe_machine()
+
+
 def _finish(
     kind: str,
+    machine: dict[str, Any],
     works: Sequence[Workload],
     tables: list[Table],
     notes: list[str],
@@ -231,11 +245,10 @@ def _finish(
     as_json: bool,
 ) -> None:
     """Prints the report, and writes it where a folder is named."""
-    from camrt.bench.environment import describe_machine, quiet_notes
+    from camrt.bench.environment import quiet_notes
     from camrt.bench.report import Report
     from camrt.bundle import file_sha256
 
-    machine = describe_machine()
     settings: dict[str, Any] = {
         "bundle": ", ".join(work.bundle.name for work in works),
         "sha256": ", ".join(file_sha256(work.bundle) for work in works),

@@ -27,7 +27,7 @@ def check(
     ] = None,
     provider: Annotated[str, typer.Option(help="Execution provider that runs the bundle.")] = "cpu",
     samples: Annotated[int, typer.Option(min=2, help="Random images to check with, or pictures at most.")] = 8,
-    seed: Annotated[int, typer.Option(help="Seed of the random images.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random images.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Check BUNDLE: original outputs unchanged, derivatives true, explanations not constant. Exit code 1 if not."""

@@ -137,7 +137,7 @@ def _command(context: typer.Context) -> str:
     for parameter in context.command.params:
         name = parameter.name or ""
         value = context.params.get(name)
-        if name in ("as_json", "fresh") or value in (None, False, [], ()):
+        if name in ("as_json", "fresh") or value is None or value is False:
             continue
         values = list(value) if isinstance(value, list | tuple) else [value]
         is_argument = parameter.param_type_name == "argument"
@@ -151,17 +151,20 @@ def _command(context: typer.Context) -> str:
 def _print_interruption(session: EvaluationSession, command: str) -> None:
     from rich.text import Text
 
+    from camrt.datasets.protocol import storable
+
     out = session.config.out
     message = f"what is measured is kept in {out}; go on with the same command: {command}"
-    console(stderr=True).print(Text.assemble(("interrupted: ", "bold yellow"), message))
+    console(stderr=True).print(Text.assemble(("interrupted: ", "bold yellow"), storable(message)))
 
 
 def _print_result(result: EvaluationResult) -> None:
+    from camrt.datasets.protocol import storable
     from camrt.evaluation.report.documents import facts_rows
     from camrt.evaluation.report.tables import agreement_tables, layer_table, ranking_table
 
     analysis = result.analysis
-    print_fields([("run", analysis.facts.name), *facts_rows(analysis)])
+    print_fields([("run", storable(analysis.facts.name)), *facts_rows(analysis)])
     names = [analysis.main_metric, *(name for name in analysis.scores.metrics if name != analysis.main_metric)]
     tables = [ranking_table(analysis, names[:_SHOWN_METRICS])]
     tables += agreement_tables(analysis)
@@ -173,7 +176,7 @@ def _print_result(result: EvaluationResult) -> None:
         counts = [(str(count), kind) for kind, count in analysis.problem_counts().items()]
         print_table(("cases", "problem of the data"), counts)
     console().print()
-    print_fields([(kind, str(path)) for kind, path in result.files().items()])
+    print_fields([(kind, storable(str(path))) for kind, path in result.files().items()])
 
 
 def _print_table(table: Table) -> None:
@@ -189,6 +192,8 @@ def _print_table(table: Table) -> None:
 
 def _document(result: EvaluationResult) -> dict[str, Any]:
     """The result as types that JSON has."""
+    from camrt.datasets.protocol import storable
     from camrt.evaluation.report.document_json import to_json
 
-    return {"files": {kind: str(path) for kind, path in result.files().items()}, **to_json(result.analysis)}
+    files = {kind: storable(str(path)) for kind, path in result.files().items()}
+    return {"files": files, **to_json(result.analysis)}

@@ -29,7 +29,7 @@ _LOCAL: dict[str, type[CamrtError]] = {
     "LAYER_NOT_FOUND": LayerNotFoundError,
 }
 _NEXT_STEPS = {
-    "UNAVAILABLE": "Is the server running, and is its address right?",
+    "UNAVAILABLE": "Is the server running, is its address right, and do both sides speak TLS (--tls) or neither?",
     "DEADLINE_EXCEEDED": "Allow more time with timeout=.",
     "UNAUTHENTICATED": "Give token=, or a client certificate.",
 }

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from camrt.datasets.masks import MASK_SUFFIX, load_mask
-from camrt.datasets.protocol import DatasetError, Problem, Sample
+from camrt.datasets.protocol import DatasetError, Problem, Sample, storable
 from camrt.errors import ImageError
 from camrt.preprocess import IMAGE_SUFFIXES, load_image
 
@@ -47,7 +47,11 @@ class FolderItem:
         Raises:
             ImageError: the image cannot be read.
         """
-        if not self.path.is_file():
+        try:
+            is_file = self.path.is_file()
+        except OSError as error:
+            raise ImageError(f"{self.path} cannot be reached: {error.strerror}.", "Check its permissions.") from error
+        if not is_file:
             raise ImageError(f"{self.path} is not a file.", "Check the path.")
         image = load_image(self.path)
         if self.mask_path is None:
@@ -85,7 +89,7 @@ class FolderDataset:
 
     def __post_init__(self) -> None:
         for folder in (self.root, self.masks):
-            if folder is not None and not folder.is_dir():
+            if folder is not None and (_identity(folder) is None or not folder.is_dir()):
                 raise DatasetError(f"{_text(folder)} is not a folder.", "Give the folder that holds the images.")
         if self.masks is not None and _identity(self.masks) == _identity(self.root):
             raise DatasetError(
@@ -132,14 +136,17 @@ class FolderDataset:
 
     def _files(self, root: Path, leave_out: Path | None) -> Iterator[Path]:
         """Files under a folder, relative to it, without hidden ones; folders that are linked in a circle once."""
-        left_out = {_identity(leave_out)} if leave_out is not None else set()
+        left_out = {_identity(leave_out)} - {None} if leave_out is not None else set()
         seen: set[tuple[int, int]] = set()
         for name, folders, files in os.walk(root, onerror=self._note_unreadable, followlinks=True):
             folder = Path(name)
-            if _identity(folder) in seen | left_out:
+            identity = _identity(folder)
+            if identity is None:
+                self.problems.append(Problem(UNREADABLE_FOLDER, _text(folder), "it cannot be reached"))
+            if identity is None or identity in seen | left_out:
                 folders.clear()
                 continue
-            seen.add(_identity(folder))
+            seen.add(identity)
             folders[:] = sorted(one for one in folders if not one.startswith("."))
             shown = [file for file in files if not file.startswith(".")]
             inner = [one for one in folders if _identity(folder / one) not in left_out]
@@ -188,8 +195,12 @@ class FolderDataset:
         return found
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode; None where the path cannot be reached."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
     return status.st_dev, status.st_ino
 
 
@@ -203,8 +214,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _text(path: str | os.PathLike[str]) -> str:
-    """A path as text that every file and terminal can hold: bytes that are no UTF-8 become escapes."""
-    return Path(path).as_posix().encode("utf-8", "backslashreplace").decode() if os.fspath(path) else ""
+    return storable(Path(path).as_posix()) if os.fspath(path) else ""
 
 
 def _free_id(path: Path, taken: set[str]) -> str:

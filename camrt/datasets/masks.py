@@ -28,6 +28,8 @@ def load_mask(path: Path, size: tuple[int, int]) -> BoolArray:
         ImageError: no readable PNG, of another size than the image, or without any object pixel.
     """
     try:
+        if not path.is_file() and path.exists():
+            raise ImageError("The mask cannot be read: it is not a file.", "Save it as PNG.")
         with path.open("rb") as stream, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             picture = PngImagePlugin.PngImageFile(stream)

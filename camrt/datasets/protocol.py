@@ -18,9 +18,16 @@ class DatasetError(InvalidInputError):
     """A data set has nothing to evaluate, or does not exist."""
 
 
+def storable(text: str) -> str:
+    """Text that every file and terminal can hold: bytes of a path that are no UTF-8 become escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """Something in the data that could not be used as it was meant.
+
+    Its texts are made such that every file holds them: see ``storable``.
 
     Attributes:
         kind: what is wrong, the same words for every such case, e.g. "unreadable image".
@@ -31,6 +38,10 @@ class Problem:
     kind: str
     name: str
     detail: str = ""
+
+    def __post_init__(self) -> None:
+        for part in ("kind", "name", "detail"):
+            object.__setattr__(self, part, storable(getattr(self, part)))
 
 
 @dataclass(frozen=True, slots=True)

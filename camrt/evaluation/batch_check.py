@@ -20,7 +20,7 @@ def check_batches(session: Session, inputs: FloatArray, classes: IntArray, exact
     Logits, activations and gradients of every layer, max |difference| / max |value|, 1e-5. An engine may round
     otherwise with another batch, and a pre-activation next to a kink may then fall to its other side: where logits and
     activations are within the limit and not the same bits, gradients that differ by no more than 2e-2 (root mean
-    square) are not checked.
+    square) are not checked. Numbers that are not finite are wrong, whatever the precision.
 
     Args:
         session: the bundle.
@@ -47,9 +47,13 @@ def _row(name: str, session: Session, images: FloatArray, classes: IntArray, exa
         forward = max(forward, _forward(together, apart, n))
         for one, other in zip(together.layers, apart.layers, strict=True):
             own = one.gradients[m : m + 1]
-            gradients = max(gradients, difference(own, other.gradients))
-            spread = max(spread, rms(own - other.gradients) / (rms(other.gradients) or 1.0))
+            apart_by = difference(own, other.gradients)
+            gradients = max(gradients, apart_by)
+            if np.isfinite(apart_by):
+                spread = max(spread, rms(own - other.gradients) / (rms(other.gradients) or 1.0))
     worst, detail = max(forward, gradients), f"{len(classes)} in one run against one by one"
+    if not np.isfinite(worst):
+        return CheckRow(name, False, f"{detail}: values are not finite", worst)
     if not exact:
         return CheckRow(name, None, f"{detail}: its rounding depends on the batch", worst)
     if 0 < forward <= TOGETHER_TOLERANCE < gradients and spread <= GRADIENT_TOLERANCE:

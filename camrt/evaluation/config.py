@@ -13,6 +13,7 @@ from camrt.errors import InvalidInputError
 from camrt.evaluation.optional import require
 
 EACH = "each"
+_MAX_SEED = 2**63 - 1  # the table of measurements holds it
 NO_BASELINES = ("none",)
 CLASS_CHOICES = ("predicted", "label")
 TARGETS = ("probability", "logit")
@@ -140,7 +141,7 @@ def read_config(path: Path) -> dict[str, Any]:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"Cannot read {path}: {error.strerror}.", "Check the path.") from error
-    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path} is no YAML ({' '.join(str(error).split())}).", "Check the file.") from error
     if not isinstance(fields, dict):
         raise ConfigError(f"{path} holds no YAML mapping.", "Write one key a line, for example: synthetic: true")
@@ -180,7 +181,8 @@ def _entry(key: str, fields: dict[Any, Any]) -> ExplainerEntry:
         if name not in known:
             raise ConfigError(f"Unknown key {key}.{name}.", f"The keys are {', '.join(known)}.")
         if name == "layers":
-            choices = parse_layers(f"{key}.{name}", [",".join(value)] if isinstance(value, list) else value)
+            one = [",".join(_names(f"{key}.{name}", value))] if isinstance(value, list) else value
+            choices = parse_layers(f"{key}.{name}", one)
             if len(choices) != 1:
                 raise ConfigError(f"{key}.layers is {value!r}.", "Give one choice an explainer.")
             values[name] = choices[0]
@@ -203,10 +205,12 @@ def _flag(key: str, value: object) -> bool:
     return value
 
 
-def _number(least: int) -> Callable[[str, object], int]:
+def _number(least: int, most: int | None = None) -> Callable[[str, object], int]:
     def parse(key: str, value: object) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ConfigError(f"{key} is {value!r}.", f"Give an integer, {least} or more.")
+        if most is not None and value > most:
+            raise ConfigError(f"{key} is {value!r}.", f"Give an integer, {most} or less.")
         return value
 
     return parse
@@ -234,7 +238,8 @@ _PARSERS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("bundle", "data", "masks", "split", "provider", "backend", "preprocess", "name", "out"), _text),
     **dict.fromkeys(("methods", "base_methods", "fusions", "baselines", "metrics"), _names),
     **dict.fromkeys(("images", "limit", "channels", "batch_size", "resamples"), _number(1)),
-    **dict.fromkeys(("seed", "threads"), _number(0)),
+    "seed": _number(0, _MAX_SEED),
+    "threads": _number(0),
     "synthetic": _flag,
     "layers": parse_layers,
     "explainers": _entries,

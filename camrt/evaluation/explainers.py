@@ -60,9 +60,10 @@ class ExplainerSpec:
 def make_explainers(config: EvaluationConfig, manifest: Manifest) -> tuple[ExplainerSpec, ...]:
     """The explainers that a configuration asks for, each once.
 
-    With entries of its own (``explainers``) exactly those; else the grid of its methods; else, for the synthetic
-    benchmark, ``benchmark_grid``. Baselines come last. refinecam is combined with every choice of layers but "each"; a
-    plain method explains one layer: every layer with "each", every layer that is named, else the coarsest.
+    With entries of its own (``explainers``) exactly those, the layers of a method coarse to fine; else the grid of its
+    methods; else, for the synthetic benchmark, ``benchmark_grid``. Baselines come last. refinecam is combined with
+    every choice of layers but "each"; a plain method explains one layer: every layer with "each", every layer that is
+    named, else the coarsest.
 
     Raises:
         MethodNotFoundError, LayerNotFoundError, InvalidInputError: a name that is not there.
@@ -72,6 +73,7 @@ def make_explainers(config: EvaluationConfig, manifest: Manifest) -> tuple[Expla
     if config.explainers:
         for entry in config.explainers:
             specs += _entry_specs(manifest, entry)
+        specs = _coarse_to_fine(manifest, specs)
     elif config.asks_for_methods or not config.synthetic:
         specs += _grid(
             manifest,
@@ -91,6 +93,17 @@ def make_explainers(config: EvaluationConfig, manifest: Manifest) -> tuple[Expla
     for spec in specs:
         unique.setdefault(spec.key, spec)
     return tuple(unique.values())
+
+
+def _coarse_to_fine(manifest: Manifest, specs: Sequence[ExplainerSpec]) -> list[ExplainerSpec]:
+    """Methods in the order in which they were asked for, each by its coarsest layer first."""
+    families = list(dict.fromkeys((spec.method, spec.base_method, spec.fusion) for spec in specs))
+
+    def place(spec: ExplainerSpec) -> tuple[int, int]:
+        coarsest = min(map(manifest.layer_names.index, spec.layers), default=-1)
+        return families.index((spec.method, spec.base_method, spec.fusion)), coarsest
+
+    return sorted(specs, key=place)
 
 
 def benchmark_grid(manifest: Manifest) -> list[ExplainerSpec]:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 
 from camrt.errors import UnsupportedModelError
-from camrt.evaluation.check_row import CheckRow, rms
+from camrt.evaluation.check_row import CheckRow, all_finite, rms
 from camrt.runtime import Session
 from camrt.types import AnyArray, FloatArray, LayerOutputs
 
@@ -41,7 +41,8 @@ def check_gradients(
 ) -> CheckRow:
     """Gradients of one layer against central differences along random directions.
 
-    Not checked where an error above the tolerance is within what the differences of two steps differ by.
+    Not checked where an error above the tolerance is within what the differences of two steps differ by. Activations or
+    gradients that are not finite are wrong.
 
     Args:
         session: the bundle.
@@ -50,8 +51,11 @@ def check_gradients(
         value: what was differentiated.
         rng: of the directions.
     """
+    looked_at = outputs[:DIFFERENCED_SAMPLES]
+    if not all(all_finite(layer.activations, layer.gradients) for layer in looked_at):
+        return CheckRow(row_name, False, "activations or gradients are not finite")
     try:
-        agreements = [_compare_gradients(session, layer, value, rng) for layer in outputs[:DIFFERENCED_SAMPLES]]
+        agreements = [_compare_gradients(session, layer, value, rng) for layer in looked_at]
     except UnsupportedModelError as reason:
         return CheckRow(row_name, None, str(reason))
     decided = [agreement for agreement in agreements if np.isfinite(agreement.error)]

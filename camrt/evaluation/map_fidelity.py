@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from camrt.bundle import Bundle
-from camrt.cam import REFINECAM, available_methods
+from camrt.bundle import Bundle, Manifest
+from camrt.cam import REFINECAM, available_methods, cam_method
 from camrt.errors import InvalidInputError
+from camrt.evaluation.check_row import strict_json
 from camrt.explainer import Explainer
 from camrt.explanation import Explanation
 from camrt.preprocess import folder_inputs, random_inputs
@@ -69,15 +70,19 @@ class FidelityReport:
 
     @property
     def passed(self) -> bool:
-        """The fused maps of the decisive method, or of every method where it was left out, reach the threshold."""
+        """The fused maps of the decisive method, or of every method where it was left out, reach the threshold.
+
+        False where no fused maps were compared.
+        """
         fused = [row for row in self.rows if row.layer == FUSED]
         decisive = [row for row in fused if row.method == DECISIVE_METHOD] or fused
-        return all(row.mean >= self.threshold for row in decisive)
+        return bool(decisive) and all(row.mean >= self.threshold for row in decisive)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report, of types that JSON has."""
+        """The report, of types that JSON has; a number that is not finite becomes None."""
         fields = asdict(self) | {"bundle": str(self.bundle), "reference": str(self.reference)}
-        return fields | {"passed": self.passed, "rows": [asdict(row) for row in self.rows]}
+        document: dict[str, Any] = strict_json(fields | {"passed": self.passed})
+        return document
 
 
 def map_fidelity(
@@ -98,18 +103,21 @@ def map_fidelity(
         path: the bundle.
         reference: the float32 bundle of the same model, with the same target layers.
         images: a folder of pictures; None takes seeded random images, which show rounding but not accuracy.
-        methods: base methods to compare; those that the bundle cannot do are left out.
+        methods: base methods to compare; those that the bundle cannot do, and expensive ones, are left out.
         provider: runs the bundle.
-        samples: pictures at most, or random images.
-        seed: of the random images.
+        samples: pictures at most, or random images; 1 or more.
+        seed: of the random images, 0 or more.
 
     Raises:
-        InvalidInputError: the bundles do not belong together, or there are no images.
+        InvalidInputError: the bundles do not belong together, there are no images, or no method that can be compared.
+        MethodNotFoundError: a method that is unknown.
         BundleError, ModelError, BackendUnavailableError: a bundle cannot be used.
     """
     candidate, original = Bundle.open(path), Bundle.open(reference)
     manifest = original.manifest
     _check_pair(candidate, original)
+    _check_numbers(samples, seed)
+    usable = _usable_methods(manifest, methods)
     if images is None:
         inputs = random_inputs(manifest.input_shape, manifest.preprocessing, samples, np.random.default_rng(seed))
     else:
@@ -118,9 +126,8 @@ def map_fidelity(
     logits = [np.concatenate([side.predict(part) for part in _parts(inputs)]) for side in (ours, theirs)]
     classes = logits[1].argmax(1).astype(np.int64)
     names = manifest.layer_names
-    usable = available_methods(manifest, names, expensive=False)
     rows: list[FidelityRow] = []
-    for method in (name for name in methods if name in usable):
+    for method in usable:
         pairs = [
             pair
             for part, chosen in zip(_parts(inputs), _parts(classes), strict=True)
@@ -153,6 +160,27 @@ def _check_pair(candidate: Bundle, original: Bundle) -> None:
         raise InvalidInputError(
             f"{original.path} is {original.manifest.precision}: no reference.", "Give the fp32 bundle."
         )
+
+
+def _check_numbers(samples: int, seed: int) -> None:
+    if samples < 1:
+        raise InvalidInputError(f"samples is {samples}: no images to compare.", "Give 1 or more.")
+    if seed < 0:
+        raise InvalidInputError(f"seed is {seed}.", "Give 0 or more.")
+
+
+def _usable_methods(manifest: Manifest, methods: Sequence[str]) -> list[str]:
+    """Those of ``methods`` that can be compared, at least one."""
+    if isinstance(methods, str):
+        raise InvalidInputError(f"methods is the text {methods!r}.", f"Give a list of names: [{methods!r}].")
+    usable = available_methods(manifest, manifest.layer_names, expensive=False)
+    chosen = [method.name for method in map(cam_method, methods) if method.name in usable]
+    if not chosen:
+        raise InvalidInputError(
+            f"None of the methods {list(methods)} can be compared with this bundle.",
+            f"Choose from {', '.join(usable)}.",
+        )
+    return chosen
 
 
 def _parts(array: Any) -> list[Any]:

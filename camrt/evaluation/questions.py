@@ -29,10 +29,18 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class RankingRow:
-    """One explainer: its mean of every metric, and the share of its maps that say nothing."""
+    """One explainer: its mean of every metric, and the share of its maps that say nothing.
+
+    Attributes:
+        explainer: which.
+        means: metric to its mean over the images that have a score.
+        scored: metric to the number of these images.
+        degenerate: the share.
+    """
 
     explainer: ExplainerSpec
     means: dict[str, Interval]
+    scored: dict[str, int]
     degenerate: float
 
 
@@ -84,10 +92,12 @@ def ranking(scores: Scores, main_metric: str, resamples: int, seed: int) -> list
     """Every explainer with its means, the best by the main metric first; those without a score last."""
     count, metrics = len(scores.items), len(scores.metrics)
     found = means(scores.values.reshape(count, -1), resamples, seed)
+    defined = (~np.isnan(scores.values)).sum(axis=0)
     rows = []
     for place, spec in enumerate(scores.explainers):
         own = {name: _interval(found, place * metrics + column) for column, name in enumerate(scores.metrics)}
-        rows.append(RankingRow(spec, own, float(scores.degenerate[:, place].mean()) if count else np.nan))
+        scored = {name: int(defined[place, column]) for column, name in enumerate(scores.metrics)}
+        rows.append(RankingRow(spec, own, scored, float(scores.degenerate[:, place].mean()) if count else np.nan))
     sign = 1 if METRICS[main_metric].higher_is_better else -1
     return sorted(rows, key=lambda row: _sort_key(sign * row.means[main_metric].value))
 

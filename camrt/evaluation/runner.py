@@ -151,6 +151,7 @@ def _measure(session: EvaluationSession, batch: Batch, spec: ExplainerSpec) -> t
         "object_masks": batch.object_masks if needs_masks else None,
         "seed": config.seed,
         "target": config.target,
+        "batch_size": config.batch_size,
     }
     if spec.is_baseline:
         make = baseline(spec.method)

@@ -97,8 +97,7 @@ def read_scores(path: Path, explainers: Sequence[ExplainerSpec], metrics: Sequen
     rows_an_item = len(explainers) * len(metrics)
     values, degenerate = [], []
     an_item: dict[str, list[Any]] = {name: [] for name in _ITEM_COLUMNS}
-    file = parquet.ParquetFile(path)
-    with file:
+    with path.open("rb") as stream, parquet.ParquetFile(stream) as file:
         for number in range(file.num_row_groups):
             part = file.read_row_group(number, columns=["metric", "method", "score", "degenerate", *_ITEM_COLUMNS])
             if not part.num_rows:

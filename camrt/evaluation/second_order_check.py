@@ -9,7 +9,7 @@ import numpy as np
 
 from camrt.bundle import Head, Manifest
 from camrt.errors import UnsupportedModelError
-from camrt.evaluation.check_row import CheckRow
+from camrt.evaluation.check_row import CheckRow, all_finite
 from camrt.evaluation.finite_differences import DIFFERENCED_SAMPLES, GRADIENT_TOLERANCE, check_gradients
 from camrt.runtime import Session
 from camrt.types import AnyArray, FloatArray, LayerOutputs
@@ -73,6 +73,8 @@ def _check_products(
     session: Session, images: FloatArray, outputs: Sequence[LayerOutputs], class_index: int
 ) -> CheckRow:
     row_name = f"Hessian products of {outputs[0].name}"
+    if not all(layer.hessian_vectors is not None and all_finite(layer.hessian_vectors) for layer in outputs):
+        return CheckRow(row_name, False, "products are not finite")
     try:
         rows = [
             _of_one_image(session, row_name, image, layer, class_index)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from camrt.datasets import Problem
 from camrt.errors import CamrtError
@@ -43,6 +43,7 @@ COLUMNS = {
 the true class is unknown; a score is NaN where the metric is undefined. bundle is the SHA-256 of the bundle's file."""
 
 _LOCK_NAME, _PARTS_NAME = ".lock", "parts"
+_PART_PATTERN, _PARTIAL_SUFFIX = "part-[0-9]*.parquet", ".partial"
 _PROBLEMS_KEY = b"camrt.problems"
 
 
@@ -77,13 +78,13 @@ class RunFolder:
             fresh: throw away what an earlier run has measured.
 
         Raises:
-            RunFolderError: the folder belongs to another run (the message names the difference), another process
-                writes to it, or it cannot be made.
+            RunFolderError: the folder belongs to another run (the message names the difference) or holds files of
+                something else, another process writes to it, or it cannot be made.
         """
         folder = cls(path, chunks)
         try:
             (path / _PARTS_NAME).mkdir(parents=True, exist_ok=True)
-            lock = (path / _LOCK_NAME).open("w")
+            lock = _open_lock(path / _LOCK_NAME)
         except OSError as error:
             raise RunFolderError(f"Cannot make the folder {path}: {error.strerror}.", "Give another --out.") from error
         with lock:
@@ -95,16 +96,16 @@ class RunFolder:
             yield folder
 
     def done(self) -> set[int]:
-        """Numbers of the chunks that are measured."""
+        """Numbers of the chunks that are measured; a part that cannot be read is not, and is measured again."""
         if self.table_path.exists():
             return set(range(self.chunks))
-        return {number for number in range(self.chunks) if self._part(number).exists()}
+        return {number for number in range(self.chunks) if self._is_whole(number)}
 
     def write(self, chunk: int, columns: Mapping[str, Sequence[Any]], problems: Sequence[Problem]) -> None:
         """Stores the rows and problems of a chunk, durably and at once."""
         table = self._arrow.table(dict(columns), schema=self._with_problems(problems))
-        with _replaced(self._part(chunk)) as temporary:
-            self._parquet.write_table(table, temporary)
+        with replaced(self._part(chunk)) as temporary, temporary.open("wb") as stream:
+            self._parquet.write_table(table, stream, row_group_size=max(1, table.num_rows))
 
     def finish(self) -> Path:
         """Joins the parts to the table; does nothing where it is there already.
@@ -116,12 +117,14 @@ class RunFolder:
             problems = self.problems()
             schema = self._with_problems(problems)
             with (
-                _replaced(self.table_path) as temporary,
-                self._parquet.ParquetWriter(temporary, schema, compression="zstd") as writer,
+                replaced(self.table_path) as temporary,
+                temporary.open("wb") as stream,
+                self._parquet.ParquetWriter(stream, schema, compression="zstd") as writer,
             ):
                 for number in range(self.chunks):
-                    writer.write_table(self._read_part(number).replace_schema_metadata(schema.metadata))
-        for part in (self.path / _PARTS_NAME).glob("part-*"):
+                    table = self._read_part(number).replace_schema_metadata(schema.metadata)
+                    writer.write_table(table, row_group_size=max(1, table.num_rows))
+        for part in self._parts():
             part.unlink()
         return self.table_path
 
@@ -132,9 +135,8 @@ class RunFolder:
 
     def problems(self) -> list[Problem]:
         """The problems of all measured items, in their order."""
-        paths = (
-            [self.table_path] if self.table_path.exists() else [self._part(number) for number in sorted(self.done())]
-        )
+        parts = (self._part(number) for number in range(self.chunks))
+        paths = [self.table_path] if self.table_path.exists() else [path for path in parts if path.exists()]
         found: list[Problem] = []
         for path in paths:
             metadata = self._read(self._parquet.read_schema, path).metadata or {}
@@ -155,26 +157,51 @@ class RunFolder:
                     "Give another --out, or start over with --fresh.",
                 )
         else:
+            if not path.exists() and not fresh:
+                self._check_unused()
             self._clear()
-            with _replaced(path) as temporary:
+            with replaced(path) as temporary:
                 temporary.write_text(json.dumps(identity, indent=2, ensure_ascii=False), encoding="utf-8")
-        for leftover in self.path.rglob("*.partial"):
-            leftover.unlink()
+        for target in (path, self.table_path):
+            _remove_file(_partial(target))
+        for leftover in (self.path / _PARTS_NAME).glob(_PART_PATTERN + _PARTIAL_SUFFIX):
+            _remove_file(leftover)
+
+    def _check_unused(self) -> None:
+        """Without a description of a run, files of our names are not ours to delete."""
+        foreign = [path for path in (self.table_path, *self._parts()) if os.path.lexists(path)]
+        if foreign:
+            raise RunFolderError(
+                f"{self.path} holds files of something else: {foreign[0].relative_to(self.path)}, but no {RUN_NAME}.",
+                "Give another --out, or replace them with --fresh.",
+            )
 
     def _clear(self) -> None:
-        self.table_path.unlink(missing_ok=True)
-        for part in (self.path / _PARTS_NAME).glob("part-*"):
-            part.unlink()
+        for path in (self.table_path, *self._parts()):
+            _remove_file(path)
+
+    def _parts(self) -> list[Path]:
+        return sorted((self.path / _PARTS_NAME).glob(_PART_PATTERN))
 
     def _part(self, number: int) -> Path:
         return self.path / _PARTS_NAME / f"part-{number:06d}.parquet"
+
+    def _is_whole(self, number: int) -> bool:
+        if not self._part(number).exists():
+            return False
+        try:
+            table = self._read_part(number)
+        except RunFolderError:
+            return False
+        return bool(table.schema.equals(self._schema))
 
     def _read_part(self, number: int) -> Any:
         return self._read(self._parquet.read_table, self._part(number))
 
     def _read(self, read: Any, path: Path) -> Any:
         try:
-            return read(path)
+            with path.open("rb") as stream:  # pyarrow takes no path that is not UTF-8
+                return read(stream)
         except (OSError, self._arrow.ArrowException) as error:
             raise RunFolderError(f"{path} is missing or damaged ({error}).", "Delete it and run again.") from error
 
@@ -184,9 +211,13 @@ class RunFolder:
 
 
 @contextmanager
-def _replaced(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes ``path`` when the block ends well: whole, or not at all, also after a crash."""
-    temporary = path.with_name(path.name + ".partial")
+def replaced(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes ``path`` when the block ends well: whole, or not at all, also after a crash.
+
+    A link at ``path`` is replaced itself; the file that it names is left alone.
+    """
+    temporary = _partial(path)
+    _remove_file(temporary)
     yield temporary
     with temporary.open("rb") as stream:
         os.fsync(stream.fileno())
@@ -196,6 +227,21 @@ def _replaced(path: Path) -> Iterator[Path]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + _PARTIAL_SUFFIX)
+
+
+def _remove_file(path: Path) -> None:
+    """Deletes a file or a link; what else may have the name is left alone."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+
+
+def _open_lock(path: Path) -> IO[bytes]:
+    """Opens the file of the lock as it is: it may be another's, so no link is followed and nothing is cut off."""
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b", buffering=0)
 
 
 def _differences(known: object, wanted: object, name: str = "") -> Iterator[str]:

@@ -35,6 +35,27 @@ def test_more_classes_than_the_network_has_are_refused(bundle: Path) -> None:
         bench_latency(Workload.of(bundle), Sweep(classes=(CLASSES + 1,)), {}, lambda _: None)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--provider", ""), "--provider names nothing"),
+        (("--method", ","), "--method names nothing"),
+        (("--method", "refinecam,nonsense"), "Unknown CAM method 'nonsense'"),
+    ],
+)
+def test_names_are_checked_before_anything_is_timed(
+    arguments: tuple[str, ...],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("camrt.bench.limits.machine_limits", lambda _: pytest.fail("measured"))
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", "latency", *arguments])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_folder_that_cannot_be_made_is_told_before_anything_is_timed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

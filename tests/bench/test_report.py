@@ -19,7 +19,7 @@ MACHINE = {"processor": "P", "cores": 2, "system": "S"}
 
 
 def report(*rows: Row, kind: str = "latency", machine: dict[str, object] | None = None) -> Report:
-    table = Table("Latency", list(rows), "the first line", ("batch",))
+    table = Table("Latency", list(rows), "the prediction of as many images", ("batch",))
     return Report(kind, "camrt bench", machine or MACHINE, {}, [table], {"gemm_gflops": 50.0}, ["a note"])
 
 
@@ -125,8 +125,88 @@ def test_another_unit_or_baseline_is_refused() -> None:
         compare_reports(report(row(1, 10.0)), report(micro))
     other = report(row(1, 10.0))
     other.tables[0] = Table("Latency", other.tables[0].rows, "torch")
-    with pytest.raises(InvalidInputError, match="ratios to 'the first line' in the old report, to 'torch'"):
+    with pytest.raises(
+        InvalidInputError, match="ratios to 'the prediction of as many images' in the old report, to 'torch'"
+    ):
         compare_reports(report(row(1, 10.0)), other)
+
+
+def test_a_figure_that_is_no_number_does_not_lose_the_others(tmp_path: Path) -> None:
+    written = report(row(1, float("nan")), row(4, 30.0))
+    found = load_report(written.write(tmp_path)[0])
+    assert found.tables[0].rows == [{"method": "refinecam", "batch": 1, "calls": 9}, row(4, 30.0)]
+
+
+def kernels(native: float, reference: float, machine: dict[str, object] | None = None) -> Report:
+    rows: list[Row] = []
+    for backend, threads, median in (("native", 2, native), ("reference", 1, reference)):
+        labels: Row = {"kernel": "fuse_layers", "batch": 1, "backend": backend, "threads": threads}
+        rows.append({**labels, "calls": 3, "median_ms": median, "ratio": median / native})
+    return Report("kernels", "", machine or MACHINE, {}, [Table("Kernels", rows, "native")])
+
+
+def test_a_native_kernel_is_compared_with_the_reference() -> None:
+    faster, slower = ((0.5, 100.0), "faster"), ((2.0, 100.0), "slower")
+    for (native, reference), verdict in (faster, slower):
+        changes, _ = compare_reports(kernels(1.0, 100.0), kernels(native, reference))
+        assert [(change.figure, change.verdict) for change in changes] == [
+            ("to_reference", verdict),
+            ("median_ms", "same"),
+        ]
+    (change,) = compare_reports(kernels(1.0, 100.0), kernels(3.0, 300.0, {**MACHINE, "cores": 64}))[0]
+    assert (change.figure, change.verdict) == ("to_reference", "same")
+
+
+def throughput(times: dict[int, float], machine: dict[str, object] | None = None) -> Report:
+    first = next(iter(times.values()))
+    rows = [row(batch, median, median / first) for batch, median in times.items()]
+    return Report("throughput", "", machine or MACHINE, {}, [Table("Throughput", rows, "the first line")])
+
+
+def test_what_one_line_of_throughput_gains_is_no_loss_of_another() -> None:
+    changes, _ = compare_reports(throughput({1: 10.0, 2: 20.0}), throughput({1: 5.0, 2: 20.0}))
+    assert [(change.figure, change.verdict) for change in changes] == [("median_ms", "faster"), ("median_ms", "same")]
+
+
+def test_another_first_line_of_throughput_changes_no_verdict() -> None:
+    changes, _ = compare_reports(throughput({1: 10.0, 2: 20.0, 4: 40.0}), throughput({2: 20.0, 4: 40.0}))
+    assert [(change.figure, change.verdict) for change in changes] == [("median_ms", "same")] * 2
+
+
+def test_throughput_of_another_machine_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="only times of different machines"):
+        compare_reports(throughput({1: 10.0, 2: 20.0}), throughput({1: 1.0, 2: 2.0}, {**MACHINE, "cores": 64}))
+
+
+def test_means_over_other_networks_are_not_compared() -> None:
+    mean: Row = {"batch": 1, "key": "camrt", "models": 1, "to_prediction": 2.0}
+    old, new = (
+        Report(
+            "peers",
+            "",
+            MACHINE,
+            {"models": [name]},
+            [Table("Means", [{**mean, "to_prediction": value}]), Table("Every network", [row(1, 10.0)])],
+        )
+        for name, value in (("a", 2.0), ("b", 3.0))
+    )
+    changes, notes = compare_reports(old, new)
+    assert [change.table for change in changes] == ["Every network"]
+    assert "Means are of other networks; they are not compared." in notes
+
+
+@pytest.mark.parametrize("median", [0.0, float("nan"), float("inf")])
+def test_a_figure_that_is_no_time_is_refused(median: float) -> None:
+    for old, new in ((median, 1.0), (1.0, median)):
+        with pytest.raises(InvalidInputError, match=r"batch 1\): median_ms is"):
+            compare_reports(report(row(1, old)), report(row(1, new)))
+
+
+@pytest.mark.parametrize("name", ["kernels", "latency", "peers", "peers_16", "peer_servers", "server", "sizes"])
+def test_kept_reports_are_the_same_as_themselves(name: str) -> None:
+    kept = load_report(Path(__file__).parents[2] / "benchmarks" / "results" / f"{name}.json")
+    changes, _ = compare_reports(kept, kept)
+    assert {change.verdict for change in changes} == {"same"}
 
 
 def test_another_bundle_is_told() -> None:
@@ -175,6 +255,12 @@ def test_pinning_holds_inside_and_ends_outside() -> None:
     assert available_cores() == before
     with pytest.raises(InvalidInputError, match="cores"), pinned(before + 1):
         pass
+
+
+def test_limits_that_take_too_long_are_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("camrt.bench.limits._TIMEOUT_SECONDS", 0.001)
+    with pytest.raises(InvalidInputError, match="not measured within"):
+        machine_limits(1)
 
 
 def test_limits_are_measured_in_a_process_of_their_own() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from camrt.bench import load_report
 from camrt.cli import main
+from camrt.errors import InvalidInputError
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -77,6 +78,45 @@ def test_kernels_are_timed_on_both_backends(run: Run) -> None:
     kernels = {row["kernel"] for row in table["rows"]}
     assert {"layer_maps gradcam++", "fuse_layers product", "perturbation_batch"} <= kernels
     assert {row["backend"] for row in table["rows"]} == {"native", "reference"}
+
+
+@pytest.mark.parametrize(
+    ("command", "measures"),
+    [
+        ("latency", "limits.machine_limits"),
+        ("kernels", "limits.machine_limits"),
+        ("throughput", "throughput.bench_throughput"),
+        ("sizes", "sizes.bench_sizes"),
+        ("server", "serving.bench_server"),
+    ],
+)
+def test_the_machine_is_described_before_anything_is_measured(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str, measures: str
+) -> None:
+    order: list[str] = []
+
+    def stop(*_: object) -> None:
+        order.append("measured")
+        raise InvalidInputError("stopped")
+
+    monkeypatch.setattr("camrt.bench.environment.describe_machine", lambda: order.append("described"))
+    monkeypatch.setattr(f"camrt.bench.{measures}", stop)
+    run(command, *(["a.onnx"] if command == "sizes" else []))
+    assert order == ["described", "measured"]
+
+
+def test_a_report_says_how_busy_the_machine_was_before(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = [0.0]
+
+    def measure(*_: object) -> tuple[list[object], list[str]]:
+        load[0] = 99.0
+        return [], []
+
+    monkeypatch.setattr("camrt.bench.throughput.bench_throughput", measure)
+    monkeypatch.setattr("os.getloadavg", lambda: (load[0], 0.0, 0.0))
+    document = json.loads(run("throughput", "--threads", "1", "--json")[1])
+    assert document["environment"]["load_average"] == 0.0
+    assert not any("load average" in note for note in document["notes"])
 
 
 def test_compare_exits_with_one_where_something_got_slower(run: Run, tmp_path: Path) -> None:

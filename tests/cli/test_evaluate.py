@@ -16,8 +16,11 @@ from PIL import Image
 
 from camrt.cli import main
 from camrt.datasets import SyntheticShapes
+from camrt.evaluation.runner import NoProgress
+from camrt.evaluation.runner import run as measure_chunks
+from camrt.evaluation.store import RunFolder
 from tests.cli.test_cli import Result, error_of
-from tests.evaluation.fixtures import write_small_bundle
+from tests.evaluation.fixtures import open_session, write_small_bundle
 
 QUICK = ("--threads", "1", "--resamples", "20")
 
@@ -107,6 +110,39 @@ class TestRuns:
         table = pq.read_table(document["files"]["measurements"])
         scores = [row["score"] for row in table.to_pylist() if row["method"] == "gradcam"]
         assert document["ranking"][0]["means"]["arcc"]["value"] == pytest.approx(np.mean(scores))
+
+    def test_names_that_are_no_utf8(self, run, bundle: Path, images: Path, tmp_path: Path) -> None:
+        folder = tmp_path / os.fsdecode(b"caf\xe9")
+        folder.mkdir()
+        (folder / "0.png").write_bytes((images / "0.png").read_bytes())
+        (folder / os.fsdecode(b"bad\xff.png")).write_text("no image")
+        own = folder / os.fsdecode(b"b\xe9.onnx")
+        own.write_bytes(bundle.read_bytes())
+        arguments = [own, folder, *QUICK, "--out", folder / "out", "--method", "gradcam", "--metrics", "complexity"]
+        for _ in range(2):
+            result = run(*arguments)
+            assert result.code == 0, result.err
+            assert "b\\udce9.onnx" in result.out
+        document = run(*arguments, "--json").document
+        assert "bad\\udcff.png" in [problem["name"] for problem in document["problems"]]
+        assert "caf\\udce9" in document["run"]["command"]
+        for name in ("report.md", "report.html"):
+            assert "caf\\udce9" in (folder / "out" / name).read_text(encoding="utf-8")
+
+    def test_a_stopped_run_with_a_name_that_is_no_utf8_goes_on(self, bundle: Path, tmp_path: Path) -> None:
+        (tmp_path / os.fsdecode(b"bad\xff.png")).write_text("no image")
+        session = open_session(bundle, tmp_path / "run", data=str(tmp_path), methods="gradcam")
+        for _ in range(2):
+            with RunFolder.open(tmp_path / "run", session.identity(), session.chunks) as folder:
+                measure_chunks(session, folder, NoProgress())
+                (problem,) = folder.problems()
+                assert "bad\\udcff.png" in problem.detail
+
+    def test_the_recorded_command_keeps_zeros(self, run, bundle: Path, images: Path) -> None:
+        arguments = [bundle, images, "--resamples", "20", "--method", "gradcam", "--metrics", "complexity"]
+        command = run(*arguments, "--seed", "0", "--threads", "0", "--json").document["run"]["command"]
+        assert "--seed 0 " in command
+        assert command.endswith("--threads 0")
 
     def test_the_synthetic_benchmark_with_the_embedded_model(self, run) -> None:
         arguments = ["--synthetic", "--images", "6", "--metrics", "arcc,complexity,mass_iou", "--layers", "all,each"]

@@ -106,6 +106,28 @@ class TestFolders:
         (tmp_path / "cat" / "again").symlink_to(tmp_path, target_is_directory=True)
         assert [item.item_id for item in folder(tmp_path).items] == ["cat/a.png"]
 
+    def test_what_permissions_keep_away_is_a_problem(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("a.png", "closed/b.png", "gone/c.png"):
+            save(tmp_path / name)
+        save_mask(tmp_path / "masks" / "a.png", np.ones((10, 12), np.uint8))
+        stat = os.stat
+
+        def refuse(path: str | Path, *arguments: object, **options: object) -> os.stat_result:
+            if str(path).endswith(("closed/b.png", "gone")):
+                raise PermissionError(13, "Permission denied", str(path))
+            return stat(path, *arguments, **options)
+
+        monkeypatch.setattr(os, "stat", refuse)
+        data = folder(tmp_path, tmp_path / "masks")
+        assert ("unreadable folder", "gone") in [(kind, Path(name).name) for kind, name in told(data)]
+        assert [item.item_id for item in data.items] == ["a.png", "closed/b.png"]
+        data.items[0].load()
+        with pytest.raises(ImageError, match=r"b\.png cannot be reached: Permission denied"):
+            data.items[1].load()
+        assert len(data.fingerprint) == 64
+        with pytest.raises(DatasetError, match="gone is not a folder"):
+            folder(tmp_path / "gone")
+
     def test_names_that_are_no_utf8(self, tmp_path: Path) -> None:
         save(tmp_path / "a.png")
         (tmp_path / os.fsdecode(b"\xff.png")).write_bytes((tmp_path / "a.png").read_bytes())
@@ -160,6 +182,15 @@ class TestMasks:
             sample = item.load()
             assert sample.problem is None
             assert np.array_equal(sample.object_mask, mask > 0), item.item_id
+
+    def test_a_pipe_is_no_mask(self, tmp_path: Path) -> None:
+        save(tmp_path / "images" / "a.png")
+        (tmp_path / "masks").mkdir()
+        os.mkfifo(tmp_path / "masks" / "a.png")
+        sample = folder(tmp_path / "images", tmp_path / "masks").items[0].load()
+        assert sample.object_mask is None
+        assert sample.problem is not None
+        assert "not a file" in sample.problem.detail
 
     def test_pairs_are_told(self, tmp_path: Path) -> None:
         save(tmp_path / "d" / "cat" / "a.jpg")

@@ -58,6 +58,16 @@ class TestValues:
         with pytest.raises(ConfigError, match="nothing to evaluate on"):
             EvaluationConfig.from_mapping({})
 
+    def test_a_seed_that_the_table_cannot_hold(self) -> None:
+        assert EvaluationConfig.from_mapping({"data": "d", "seed": 2**63 - 1}).seed == 2**63 - 1
+        with pytest.raises(ConfigError, match=f"seed is {2**63}.*{2**63 - 1} or less"):
+            EvaluationConfig.from_mapping({"data": "d", "seed": 2**63})
+
+    @pytest.mark.parametrize("layers", [[192], [None], [], ["stage1", 2]])
+    def test_layers_of_an_explainer_that_are_no_names(self, layers: list[Any]) -> None:
+        with pytest.raises(ConfigError, match=r"explainers\[0\]\.layers"):
+            EvaluationConfig.from_mapping({"data": "d", "explainers": [{"method": "gradcam", "layers": layers}]})
+
     def test_none_is_left_out_and_names_are_split(self) -> None:
         config = EvaluationConfig.from_mapping({"data": "d", "seed": None, "metrics": ["arcc, road", "arcc"]})
         assert config == EvaluationConfig(data="d", metrics=("arcc", "road"))
@@ -85,6 +95,7 @@ class TestFiles:
             ("- a\n- b\n", "no YAML mapping"),
             ("", "no YAML mapping"),
             ("a: [1", "is no YAML"),
+            ("a: 2026-99-99", "is no YAML"),
             (b"\xff\xfe\x00", "is no YAML"),
             ("a: !!python/object/apply:os.system ['true']", "is no YAML"),
         ],
@@ -159,3 +170,15 @@ class TestExplainers:
     def test_unknown_names(self, fields: dict[str, Any], kind: type[Exception]) -> None:
         with pytest.raises(kind, match=r"magic|stage9"):
             labels(**fields)
+
+
+def test_layers_of_a_method_come_coarse_to_fine_in_whatever_order_they_are_asked_for() -> None:
+    asked = [
+        {"method": "layercam", "layers": "stage1"},
+        {"method": "gradcam", "layers": "stage2"},
+        {"method": "layercam", "layers": "stage4"},
+        {"method": "gradcam", "layers": "stage3"},
+    ]
+    expected = [("layercam", "stage4"), ("layercam", "stage1"), ("gradcam", "stage3"), ("gradcam", "stage2")]
+    config = EvaluationConfig.from_mapping({"data": "images", "explainers": asked})
+    assert [(spec.method, *spec.layers) for spec in make_explainers(config, MANIFEST)] == expected

@@ -14,10 +14,10 @@ from PIL import Image
 
 import camrt
 from camrt.bundle import Bundle
-from camrt.errors import ImageError, InvalidInputError
+from camrt.errors import ImageError, InvalidInputError, MethodNotFoundError
 from camrt.evaluation import check_bundle, map_fidelity
 from camrt.evaluation.map_fidelity import DEFAULT_METHODS, FUSED, FidelityRow
-from camrt.preprocess import Preprocessing
+from camrt.preprocess import Preprocessing, folder_inputs
 from tests.small_network import HEIGHT, WIDTH, write_small_network
 
 LAYERS = ["stage3", "stage2"]
@@ -133,3 +133,76 @@ def test_the_check_of_a_rounded_bundle_leaves_out_what_rounding_hides(half: Bund
     assert rows["gradients of stage2"].passed is None
     assert rows["gradients of stage3 differ"].passed is None  # linear from there on
     assert rows["saliency map differs"].passed is True
+
+
+def test_methods_that_cannot_be_compared_are_no_pass(plain: Bundle) -> None:
+    def compare(methods: object) -> None:
+        map_fidelity(plain.path, plain.path, samples=1, methods=methods)  # type: ignore[arg-type]
+
+    with pytest.raises(MethodNotFoundError, match=r"nonsense.*Choose one of"):
+        compare(["nonsense"])
+    with pytest.raises(MethodNotFoundError, match="nonsense"):
+        compare(["gradcam", "nonsense"])
+    with pytest.raises(InvalidInputError, match=r"\['gradcam'\]"):
+        compare("gradcam")
+    for unusable in ([], ["ablationcam"], ["shapleycam"]):  # expensive; no second derivatives
+        with pytest.raises(InvalidInputError, match=r"None of the methods .* Choose from .*gradcam"):
+            compare(unusable)
+
+
+def test_methods_that_a_bundle_lacks_are_left_out(plain: Bundle) -> None:
+    report = map_fidelity(plain.path, plain.path, samples=1, methods=["shapleycam", "layercam"])
+    assert {row.method for row in report.rows} == {"layercam"}
+
+
+@pytest.mark.parametrize(("arguments", "message"), [({"samples": 0}, "samples is 0"), ({"seed": -1}, "seed is -1")])
+def test_numbers_that_cannot_be(arguments: dict[str, int], message: str, plain: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        map_fidelity(plain.path, plain.path, **arguments)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match=message):
+        map_fidelity(plain.path, plain.path, images=tmp_path, **arguments)  # type: ignore[arg-type]
+
+
+def test_a_report_that_compared_nothing_did_not_pass(plain: Bundle) -> None:
+    report = map_fidelity(plain.path, plain.path, samples=1, methods=["gradcam"])
+    assert report.passed
+    assert not replace(report, rows=()).passed
+    assert not replace(report, rows=report.rows[:-1]).passed  # no fused maps
+
+
+def test_numbers_that_are_not_finite_are_null(plain: Bundle) -> None:
+    report = map_fidelity(plain.path, plain.path, samples=1, methods=["gradcam"])
+    broken = replace(report, logit_error=float("nan"), rows=(FidelityRow("gradcam", FUSED, float("inf"), 0.5),))
+    document = json.loads(json.dumps(broken.to_dict(), allow_nan=False))
+    assert document["logit_error"] is None
+    assert document["rows"] == [{"method": "gradcam", "layer": FUSED, "mean": None, "lowest": 0.5}]
+
+
+def picture(path: Path, width: int = 50, height: int = 40) -> None:
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.full((height, width, 3), 99, np.uint8)).save(path)
+
+
+def test_folders_and_hidden_files_are_no_pictures(plain: Bundle, tmp_path: Path) -> None:
+    folder = tmp_path / ".data"  # the folder that was named may be hidden
+    folder.mkdir()
+    picture(folder / "one.png")
+    picture(folder / ".thumbnails" / "two.png")
+    (folder / "._one.png").write_bytes(b"what macOS leaves behind")
+    (folder / "folder.png").mkdir()
+    picture(folder / "folder.png" / "three.png")
+    assert len(folder_inputs(folder, plain.manifest.preprocessing)) == 2
+    with pytest.raises(InvalidInputError, match="no image"):
+        folder_inputs(folder / ".thumbnails" / "two.png", plain.manifest.preprocessing)
+
+
+@pytest.mark.parametrize("wrong", ["broken", "elongated"])
+def test_a_picture_that_cannot_be_used_is_named(wrong: str, tmp_path: Path) -> None:
+    picture(tmp_path / "good.png")
+    if wrong == "broken":
+        (tmp_path / "broken.png").write_bytes(b"no png")
+    else:
+        picture(tmp_path / "elongated.png", 30_000, 2)
+    with pytest.raises(ImageError, match=rf"{wrong}\.png.*take the file out of the folder") as caught:
+        folder_inputs(tmp_path, Preprocessing((224, 224), "crop", resize_to=256).to_dict())
+    assert str(caught.value).count(f"{wrong}.png") == 1

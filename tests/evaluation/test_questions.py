@@ -71,6 +71,12 @@ def test_refinement_compares_image_by_image() -> None:
     assert rows[0].over_coarsest.value == rows[0].over_coarsest.low == rows[0].over_coarsest.high == 0
 
 
+def test_the_ranking_counts_the_scores_of_each_mean() -> None:
+    values = np.array([[[0.2, 1], [np.nan, np.nan]], [[0.4, np.nan], [np.nan, 3]], [[0.1, np.nan], [np.nan, 3]]])
+    rows = ranking(make_scores(values, ("arcc", "mass_iou"), (plain("gradcam"), baseline())), "arcc", 20, 0)
+    assert [row.scored for row in rows] == [{"arcc": 3, "mass_iou": 1}, {"arcc": 0, "mass_iou": 2}]
+
+
 def test_refinement_where_lower_is_better() -> None:
     explainers = (refined("gradcam"), plain("gradcam", "stage3"), plain("gradcam", "stage1"))
     values = np.array([[0.1, 0.5, 0.6], [0.1, 0.3, 0.6]])[..., None]

@@ -14,9 +14,9 @@ from PIL import Image
 from camrt.datasets import Problem, SyntheticShapes
 from camrt.evaluation import EvaluationResult, evaluate
 from camrt.evaluation.analysis import Analysis, EmptyRunError, RunFacts, analyse
-from camrt.evaluation.report import write_csv, write_html, write_markdown
+from camrt.evaluation.report import write_csv, write_html, write_markdown, write_problems
 from camrt.evaluation.report.document_json import to_json
-from camrt.evaluation.report.tables import layer_table, number
+from camrt.evaluation.report.tables import group_table, layer_table, number, ranking_table
 from tests.evaluation.fixtures import baseline, make_scores, open_session, plain, refined, write_small_bundle
 
 HOSTILE = '<script src="https://evil.example/x.js">alert(1)</script>&amp; $x^2 |`'
@@ -171,7 +171,19 @@ class TestDocuments:
             key = row["method"], row["base_method"], row["fusion"], row["layers"]
             place = [spec.key for spec in part.explainers].index(key)
             assert float(row["mean"]) == pytest.approx(np.nanmean(part.metric(row["metric"])[:, place]))
+            assert int(row["scores"]) == np.isfinite(part.metric(row["metric"])[:, place]).sum()
             assert float(row["low"]) <= float(row["mean"]) <= float(row["high"])
+
+    def test_tables_say_where_scores_are_missing(self) -> None:
+        analysis = analysis_of()
+        cells = [cell for row in ranking_table(analysis).rows for cell in row if "n=" in cell]
+        mean = np.nanmean(analysis.scores.metric("mass_iou")[:, 1])
+        assert cells == [f"{mean:.3f} (n=11)"]
+        values = np.array([[[0.5]], [[np.nan]], [[0.25]]])
+        scores = make_scores(values, ("arcc",), (plain("gradcam"),), ("small", "small", "large"))
+        table = group_table(analyse(analysis.facts, scores, []))
+        assert table is not None
+        assert table.rows == [("gradcam stage3", "0.500 [0.500, 0.500] (n=1)", "0.250 [0.250, 0.250]")]
 
     def test_markdown_tables_are_whole(self, tmp_path: Path) -> None:
         write_markdown(tmp_path / "r.md", analysis_of(name="a | b <i>\nc"))
@@ -193,6 +205,22 @@ class TestDocuments:
             lines = [line for line in section.splitlines() if line.startswith("|")]
             assert len(lines) > 2
             assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+
+    def test_a_link_is_replaced_and_its_target_left_alone(self, tmp_path: Path) -> None:
+        target = tmp_path / "target"
+        target.write_text("precious")
+        writers = {
+            "s.csv": lambda path: write_csv(path, analysis_of()),
+            "p.csv": lambda path: write_problems(path, [Problem("kind", "name")]),
+            "r.md": lambda path: write_markdown(path, analysis_of()),
+            "r.html": lambda path: write_html(path, analysis_of(), []),
+        }
+        for name, write in writers.items():
+            (tmp_path / name).symlink_to(target)
+            write(tmp_path / name)
+            assert target.read_text() == "precious"
+            assert (tmp_path / name).read_text(encoding="utf-8")
+            assert not (tmp_path / name).is_symlink()
 
     def test_many_groups_are_only_in_the_csv(self, tmp_path: Path) -> None:
         groups = tuple(f"class {number}" for number in range(13))

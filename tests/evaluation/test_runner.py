@@ -16,6 +16,7 @@ from camrt.evaluation.analysis import EmptyRunError
 from camrt.evaluation.runner import NoProgress, run
 from camrt.evaluation.scores import read_scores
 from camrt.evaluation.store import RunFolder
+from camrt.explainer import Explainer
 from camrt.metrics import METRICS
 from tests.evaluation.fixtures import NAMES, open_session, write_small_bundle
 from tests.small_network import HEIGHT, WIDTH
@@ -91,6 +92,21 @@ class TestRows:
         other, _ = measure(open_session(bundle, tmp_path / "b", images=5, **{**FAST, "batch_size": 2}))
         assert [row["item"] for row in one] == [row["item"] for row in other]
         np.testing.assert_allclose([r["score"] for r in one], [r["score"] for r in other], rtol=0, atol=1e-5)
+
+    def test_metrics_run_on_no_more_images_at_a_time(
+        self, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sizes: list[int] = []
+        for name in ("evaluate", "evaluate_maps"):
+            call = getattr(Explainer, name)
+
+            def spy(*arguments: Any, call: Any = call, **options: Any) -> Any:
+                sizes.append(options["batch_size"])
+                return call(*arguments, **options)
+
+            monkeypatch.setattr(Explainer, name, spy)
+        measure(open_session(bundle, tmp_path / "run", images=3, **{**FAST, "batch_size": 2}))
+        assert sizes == [2] * 6
 
     def test_channels_bound_the_methods_that_need_a_run_each(self, bundle: Path, tmp_path: Path) -> None:
         fields = {"metrics": "arcc,coherency", "methods": "scorecam,gradcam", "images": 2}

@@ -3,11 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from camrt.datasets import Problem
-from camrt.evaluation.store import COLUMNS, RunFolder, RunFolderError
+from camrt.evaluation.store import COLUMNS, RunFolder, RunFolderError, replaced
 
 IDENTITY = {"bundle": "abc", "data": {"items": 6, "name": "d"}, "metrics": ["arcc", "road"], "seed": 0}
 
@@ -118,3 +119,89 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(RunFolderError, match="Cannot make the folder"), RunFolder.open(tmp_path / "file", IDENTITY, 1):
         pass
+
+
+@pytest.mark.parametrize("name", ["measurements.parquet", "parts/part-00000-spark.parquet"])
+def test_files_of_something_else_are_refused(tmp_path: Path, name: str) -> None:
+    foreign = tmp_path / name
+    foreign.parent.mkdir(exist_ok=True)
+    foreign.write_text("precious")
+    with (
+        pytest.raises(RunFolderError, match=rf"holds files of something else: {name}.*--fresh"),
+        RunFolder.open(tmp_path, IDENTITY, 1),
+    ):
+        pass
+    assert foreign.read_text() == "precious"
+    assert not (tmp_path / "run.json").exists()
+    with RunFolder.open(tmp_path, IDENTITY, 1, fresh=True) as folder:
+        assert folder.done() == set()
+    assert not foreign.exists()
+
+
+def test_only_files_of_a_run_are_cleaned_up(tmp_path: Path) -> None:
+    kept = [
+        tmp_path / name for name in ("download.partial", "parts/part-one", "parts/part-1.txt", "a/run.json.partial")
+    ]
+    gone = ["run.json.partial", "measurements.parquet.partial", "parts/part-000002.parquet.partial"]
+    for path in [*kept, *(tmp_path / name for name in gone)]:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+    (tmp_path / "folder.partial").mkdir()
+    (tmp_path / "parts" / "part-000003.parquet.partial").mkdir()
+    for fresh in (False, True, False):
+        with RunFolder.open(tmp_path, IDENTITY, 1, fresh) as folder:
+            folder.write(0, rows(0), [])
+            folder.finish()
+    assert all(path.read_text() == "x" for path in kept)
+    assert not any((tmp_path / name).exists() for name in gone)
+    assert (tmp_path / "folder.partial").is_dir()
+
+
+def test_the_lock_cuts_nothing_off_and_follows_no_link(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / ".lock").write_text("of another program")
+    with RunFolder.open(tmp_path / "a", IDENTITY, 1):
+        pass
+    assert (tmp_path / "a" / ".lock").read_text() == "of another program"
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / ".lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunFolderError, match="Give another --out"), RunFolder.open(tmp_path / "b", IDENTITY, 1):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_links_are_replaced_not_followed(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("precious")
+    for name in ("file", "file.partial"):
+        (tmp_path / name).symlink_to(target)
+    with replaced(tmp_path / "file") as temporary:
+        temporary.write_text("new")
+    assert target.read_text() == "precious"
+    assert not (tmp_path / "file").is_symlink()
+    assert (tmp_path / "file").read_text() == "new"
+
+
+def test_a_part_that_cannot_be_read_is_measured_again(tmp_path: Path) -> None:
+    with RunFolder.open(tmp_path, IDENTITY, 4) as folder:
+        for chunk in range(4):
+            folder.write(chunk, rows(chunk), [])
+        part = tmp_path / "parts" / "part-000000.parquet"
+        part.write_bytes(part.read_bytes()[:-50])
+        (tmp_path / "parts" / "part-000001.parquet").write_bytes(b"")
+        pq.write_table(pa.table({"other": [1]}), tmp_path / "parts" / "part-000002.parquet")
+        assert folder.done() == {3}
+        for chunk in range(3):
+            folder.write(chunk, rows(chunk), [])
+        assert pq.read_table(folder.finish()).num_rows == 8
+
+
+def test_a_chunk_is_one_row_group_however_long_it_is(tmp_path: Path) -> None:
+    count = 2**20 + 5
+    with RunFolder.open(tmp_path, IDENTITY, 2) as folder:
+        columns = {name: pa.nulls(count, getattr(pa, kind)()) for name, kind in COLUMNS.items()}
+        folder.write(0, columns, [])
+        folder.write(1, rows(1), [])
+        assert pq.ParquetFile(tmp_path / "parts" / "part-000000.parquet").num_row_groups == 1
+        file = pq.ParquetFile(folder.finish())
+    assert [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)] == [count, 2]

@@ -9,7 +9,7 @@ import pytest
 
 from camrt.kernels import available_backends, get_backend
 from camrt.metrics import measure
-from tests.metrics.toys import Counted, first_channel, image, measurement, row_map, rows, score
+from tests.metrics.toys import Counted, first_channel, image, mean_value, measurement, row_map, rows, score
 
 BACKENDS = [status.name for status in available_backends() if status.available]
 STAIRS = image(0, 1, 2, 3, 4)
@@ -118,6 +118,24 @@ def test_a_rise_is_no_drop() -> None:
     inputs, maps = image(3, -2, 0, 0, 0), row_map(1, 0, 0, 0, 0)
     assert score("average_drop", inputs, maps).tolist() == [0]
     assert score("increase_in_confidence", inputs, maps).tolist() == [1]
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("masked", [False, True], ids=["image", "masked_image"])
+def test_a_prediction_that_is_not_finite_is_no_score(broken: float, masked: bool) -> None:
+    """The second of two images has such a value, as it is or masked; the other keeps its scores."""
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        values = mean_value(images)
+        values[images.mean(axis=(1, 2, 3)) == (3.0 if masked else 4.0)] = broken
+        return values
+
+    inputs, maps = np.concatenate([STAIRS, STAIRS + 2]), np.concatenate([RAMP, np.full_like(RAMP, 0.75)])
+    names = ["average_drop", "increase_in_confidence", "adcc"]
+    scores = measure(names, measurement(inputs, maps, predict=predict))
+    for name in names:
+        assert np.isnan(scores[name]).tolist() == [False, True], name
+    assert scores["average_drop"][0] == pytest.approx(0.25, abs=1e-6)
 
 
 def test_adcc() -> None:

@@ -6,14 +6,15 @@ import math
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
+from camrt.datasets.protocol import storable
 from camrt.evaluation.analysis import Analysis
 from camrt.evaluation.explainers import ExplainerSpec
 
 
 def to_json(analysis: Analysis) -> dict[str, Any]:
-    """Facts, ranking, agreement, refinement and problems; NaN become null."""
+    """Facts, ranking, agreement, refinement and problems; NaN become null, bytes that are no UTF-8 escapes."""
     return {
-        "run": asdict(analysis.facts),
+        "run": {name: _plain(value) for name, value in asdict(analysis.facts).items()},
         "images": len(analysis.scores.items),
         "accuracy": analysis.accuracy,
         "main_metric": analysis.main_metric,
@@ -32,4 +33,6 @@ def _plain(value: Any) -> Any:
         return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, str):
+        return storable(value)
     return None if isinstance(value, float) and math.isnan(value) else value

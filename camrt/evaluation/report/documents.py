@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from camrt.datasets import Problem
+from camrt.datasets.protocol import storable
 from camrt.evaluation.analysis import Analysis
 from camrt.evaluation.questions import RankingRow
 from camrt.evaluation.report.tables import (
@@ -17,6 +18,7 @@ from camrt.evaluation.report.tables import (
     ranking_table,
     refinement_table,
 )
+from camrt.evaluation.store import replaced
 
 _CSV_COLUMNS = (
     "group",
@@ -26,6 +28,7 @@ _CSV_COLUMNS = (
     "fusion",
     "layers",
     "metric",
+    "scores",
     "mean",
     "low",
     "high",
@@ -34,8 +37,8 @@ _CSV_COLUMNS = (
 
 
 def write_csv(path: Path, analysis: Analysis) -> None:
-    """One row a group x explainer x metric: the mean and its interval. An empty group is every image."""
-    with path.open("w", newline="", encoding="utf-8") as stream:
+    """One row a group x explainer x metric: the mean of its scores and the interval. An empty group is every image."""
+    with replaced(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(_CSV_COLUMNS)
         writer.writerows(_csv_rows("", len(analysis.scores.items), analysis.ranking))
@@ -45,7 +48,7 @@ def write_csv(path: Path, analysis: Analysis) -> None:
 
 def write_problems(path: Path, problems: Sequence[Problem]) -> None:
     """One row a problem."""
-    with path.open("w", newline="", encoding="utf-8") as stream:
+    with replaced(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(("kind", "name", "detail"))
         writer.writerows((problem.kind, problem.name, problem.detail) for problem in problems)
@@ -68,7 +71,8 @@ def write_markdown(path: Path, analysis: Analysis) -> None:
     if analysis.problems:
         counts = [(kind, str(count)) for kind, count in analysis.problem_counts().items()]
         parts.append(_markdown(Table("Problems of the data", ("kind", "cases"), counts)))
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    with replaced(path) as temporary:
+        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def facts_rows(analysis: Analysis) -> list[tuple[str, str]]:
@@ -85,7 +89,7 @@ def facts_rows(analysis: Analysis) -> list[tuple[str, str]]:
     ]
     if analysis.accuracy is not None:
         rows.insert(3, ("accuracy", f"{100 * analysis.accuracy:.1f} % of these images"))
-    return rows
+    return [(name, storable(value)) for name, value in rows]
 
 
 def _csv_rows(group: str, images: int, rows: Iterable[RankingRow]) -> Iterable[Sequence[object]]:
@@ -100,6 +104,7 @@ def _csv_rows(group: str, images: int, rows: Iterable[RankingRow]) -> Iterable[S
                 spec.fusion,
                 ",".join(spec.layers),
                 metric,
+                row.scored[metric],
                 found.value,
                 found.low,
                 found.high,

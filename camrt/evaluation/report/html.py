@@ -21,6 +21,7 @@ from camrt.evaluation.report.tables import (
     ranking_table,
     refinement_table,
 )
+from camrt.evaluation.store import replaced
 from camrt.metrics import METRICS
 
 _TEMPLATE = "report.html.j2"
@@ -40,7 +41,8 @@ def write_html(path: Path, analysis: Analysis, gallery: Sequence[GalleryItem]) -
     source = (files("camrt.evaluation.report") / _TEMPLATE).read_text(encoding="utf-8")
     markup = require("markupsafe").Markup
     text = environment.from_string(source).render(**_content(analysis, gallery, markup))
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    with replaced(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _content(analysis: Analysis, gallery: Sequence[GalleryItem], markup: Any) -> dict[str, Any]:

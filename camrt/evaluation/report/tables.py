@@ -42,6 +42,13 @@ def interval(found: Interval) -> str:
     return f"{number(found.value)} [{number(found.low)}, {number(found.high)}]"
 
 
+def mean_text(row: RankingRow, metric: str, images: int, with_interval: bool) -> str:
+    """A mean, with the number of its scores where some of the images have none."""
+    found, scored = row.means[metric], row.scored[metric]
+    text = interval(found) if with_interval else number(found.value)
+    return text if scored == images else f"{text} (n={scored})"
+
+
 def metric_title(name: str) -> str:
     """A metric's name with an arrow to its better end."""
     return f"{name} {UP if METRICS[name].higher_is_better else DOWN}"
@@ -51,22 +58,20 @@ def ranking_table(analysis: Analysis, metrics: Sequence[str] | None = None) -> T
     """Explainers and their means, the best first; the main metric comes first."""
     names = list(metrics or analysis.scores.metrics)
     names.sort(key=lambda name: name != analysis.main_metric)
+    images = len(analysis.scores.items)
     rows = [
         (
             str(place),
             row.explainer.label,
-            *(
-                interval(row.means[name]) if name == analysis.main_metric else number(row.means[name].value)
-                for name in names
-            ),
+            *(mean_text(row, name, images, name == analysis.main_metric) for name in names),
             f"{100 * row.degenerate:.0f} %",
         )
         for place, row in enumerate(analysis.ranking, 1)
     ]
     note = (
-        f"Means over {len(analysis.scores.items)} images, sorted by {analysis.main_metric}; in brackets its 95 % "
-        "bootstrap interval over images. Empty: share of maps that say nothing because a layer's map, or the whole, is "
-        "constant."
+        f"Means over {images} images, or over the n that have a score, sorted by {analysis.main_metric}; in brackets "
+        "its 95 % bootstrap interval over images. Empty: share of maps that say nothing because a layer's map, or the "
+        "whole, is constant."
     )
     return Table("Ranking", ("", "explainer", *map(metric_title, names), "empty"), rows, note)
 
@@ -79,14 +84,18 @@ def group_table(analysis: Analysis) -> Table | None:
     by_key: dict[str, dict[tuple[str, str, str, str], RankingRow]] = {
         name: {row.explainer.key: row for row in rows} for name, rows in groups.items()
     }
+    counts = {name: analysis.scores.groups.count(name) for name in groups}
     rows = [
         (
             row.explainer.label,
-            *(interval(by_key[name][row.explainer.key].means[analysis.main_metric]) for name in groups),
+            *(
+                mean_text(by_key[name][row.explainer.key], analysis.main_metric, images, True)
+                for name, images in counts.items()
+            ),
         )
         for row in analysis.ranking
     ]
-    sizes = ", ".join(f"{name}: {analysis.scores.groups.count(name)} images" for name in groups)
+    sizes = ", ".join(f"{name}: {count} images" for name, count in counts.items())
     return Table(f"{metric_title(analysis.main_metric)} by group", ("explainer", *groups), rows, f"{sizes}.")
 
 
