@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from camrt.errors import InvalidInputError
+from camrt.json_values import strict_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,16 +36,8 @@ def print_json(document: Any) -> None:
 
     What a file's name has that is no UTF-8 is escaped.
     """
-    text = json.dumps(_strict(document), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(strict_json(document), indent=2, ensure_ascii=False, allow_nan=False)
     sys.stdout.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
-
-
-def _strict(document: Any) -> Any:
-    if isinstance(document, dict):
-        return {key: _strict(value) for key, value in document.items()}
-    if isinstance(document, list | tuple):
-        return [_strict(value) for value in document]
-    return None if isinstance(document, float) and not math.isfinite(document) else document
 
 
 def print_error(error: BaseException) -> None:

@@ -14,11 +14,12 @@ from camrt.bundle import Bundle, Manifest, TargetLayer
 from camrt.cam import REFINECAM, make_plan
 from camrt.errors import InvalidInputError
 from camrt.evaluation.batch_check import check_batches
-from camrt.evaluation.check_row import CheckRow, all_finite, difference, strict_json
+from camrt.evaluation.check_row import CheckRow, all_finite, difference
 from camrt.evaluation.finite_differences import DIFFERENCED_SAMPLES, GRADIENT_TOLERANCE, check_gradients
 from camrt.evaluation.output_check import check_outputs, feeds
 from camrt.evaluation.second_order_check import check_second_order, has_second_order
 from camrt.explainer import Explainer
+from camrt.json_values import strict_json
 from camrt.kernels import get_backend
 from camrt.preprocess import random_inputs
 from camrt.runtime import open_model, open_session

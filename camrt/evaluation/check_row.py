@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -28,15 +26,6 @@ class CheckRow:
     detail: str
     value: float | None = None
     tolerance: float | None = None
-
-
-def strict_json(document: Any) -> Any:
-    """Dicts and lists with None in place of numbers that JSON does not have, NaN and infinity."""
-    if isinstance(document, dict):
-        return {key: strict_json(value) for key, value in document.items()}
-    if isinstance(document, list | tuple):
-        return [strict_json(value) for value in document]
-    return None if isinstance(document, float) and not math.isfinite(document) else document
 
 
 def all_finite(*arrays: AnyArray) -> bool:

@@ -13,9 +13,9 @@ import numpy as np
 from camrt.bundle import Bundle, Manifest
 from camrt.cam import REFINECAM, available_methods, cam_method
 from camrt.errors import InvalidInputError
-from camrt.evaluation.check_row import strict_json
 from camrt.explainer import Explainer
 from camrt.explanation import Explanation
+from camrt.json_values import strict_json
 from camrt.preprocess import folder_inputs, random_inputs
 from camrt.runtime.parity import LEAST_CORRELATION, correlation
 from camrt.types import AnyArray, FloatArray

@@ -1,0 +1,15 @@
+"""Values that JSON has."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def strict_json(document: Any) -> Any:
+    """Dicts and lists with None in place of numbers that JSON does not have, NaN and infinity."""
+    if isinstance(document, dict):
+        return {key: strict_json(value) for key, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [strict_json(value) for value in document]
+    return None if isinstance(document, float) and not math.isfinite(document) else document
