@@ -1,4 +1,4 @@
-"""Values that JSON has."""
+"""Values that every document can hold."""
 
 from __future__ import annotations
 
@@ -13,3 +13,8 @@ def strict_json(document: Any) -> Any:
     if isinstance(document, list | tuple):
         return [strict_json(value) for value in document]
     return None if isinstance(document, float) and not math.isfinite(document) else document
+
+
+def storable(text: str) -> str:
+    """Text that every file and terminal can hold: bytes of a path that are no UTF-8 become escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -14,8 +14,8 @@ import numpy as np
 from camrt.bench.report import Row, Table
 from camrt.bench.turns import Contender, Measured, noise_notes, take_turns
 from camrt.bench.workload import Workload
-from camrt.cam import CAM_METHODS, REFINECAM
-from camrt.errors import InvalidInputError, MethodNotFoundError
+from camrt.cam import REFINECAM, check_method
+from camrt.errors import InvalidInputError
 from camrt.explainer import Explainer
 from camrt.runtime import multiply_adds
 from camrt.types import FloatArray
@@ -56,9 +56,7 @@ class Sweep:
             if not values:
                 raise InvalidInputError(f"--{name} names nothing.", "Name one, or leave it out.")
         for method in self.methods:
-            if method != REFINECAM and method not in CAM_METHODS:
-                known = ", ".join((REFINECAM, *CAM_METHODS))
-                raise MethodNotFoundError(f"Unknown CAM method {method!r}.", f"Choose one of {known}.")
+            check_method(method)
 
 
 def bench_latency(

@@ -44,6 +44,17 @@ class Plan:
         return MapRequest(inputs, class_indices, self.layers, self.perturbation)
 
 
+def check_method(name: str) -> None:
+    """Refuse a method that is neither refinecam nor a key of CAM_METHODS.
+
+    Raises:
+        MethodNotFoundError: it is unknown.
+    """
+    if name != REFINECAM and name not in CAM_METHODS:
+        known = ", ".join((REFINECAM, *CAM_METHODS))
+        raise MethodNotFoundError(f"Unknown CAM method {name!r}.", f"Choose one of {known}.")
+
+
 def make_plan(
     manifest: Manifest,
     method: str,
@@ -68,9 +79,7 @@ def make_plan(
         base = cam_method(base_method)
         base.require(manifest, layers)
         return Plan(method, base, checked_fusion, checked_order, layers, limits)
-    if method not in CAM_METHODS:
-        known = ", ".join((REFINECAM, *CAM_METHODS))
-        raise MethodNotFoundError(f"Unknown CAM method {method!r}.", f"Choose one of {known}.")
+    check_method(method)
     if len(layers) > 1:
         raise InvalidInputError(
             f"Method {method!r} explains one layer, not {len(layers)}.",

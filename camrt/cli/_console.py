@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from camrt.errors import InvalidInputError
-from camrt.json_values import strict_json
+from camrt.json_values import storable, strict_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +37,7 @@ def print_json(document: Any) -> None:
     What a file's name has that is no UTF-8 is escaped.
     """
     text = json.dumps(strict_json(document), indent=2, ensure_ascii=False, allow_nan=False)
-    sys.stdout.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
+    sys.stdout.write(storable(text) + "\n")
 
 
 def print_error(error: BaseException) -> None:

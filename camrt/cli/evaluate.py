@@ -151,7 +151,7 @@ def _command(context: typer.Context) -> str:
 def _print_interruption(session: EvaluationSession, command: str) -> None:
     from rich.text import Text
 
-    from camrt.datasets.protocol import storable
+    from camrt.json_values import storable
 
     out = session.config.out
     message = f"what is measured is kept in {out}; go on with the same command: {command}"
@@ -159,9 +159,9 @@ def _print_interruption(session: EvaluationSession, command: str) -> None:
 
 
 def _print_result(result: EvaluationResult) -> None:
-    from camrt.datasets.protocol import storable
     from camrt.evaluation.report.documents import facts_rows
     from camrt.evaluation.report.tables import agreement_tables, layer_table, ranking_table
+    from camrt.json_values import storable
 
     analysis = result.analysis
     print_fields([("run", storable(analysis.facts.name)), *facts_rows(analysis)])
@@ -192,8 +192,8 @@ def _print_table(table: Table) -> None:
 
 def _document(result: EvaluationResult) -> dict[str, Any]:
     """The result as types that JSON has."""
-    from camrt.datasets.protocol import storable
     from camrt.evaluation.report.document_json import to_json
+    from camrt.json_values import storable
 
     files = {kind: storable(str(path)) for kind, path in result.files().items()}
     return {"files": files, **to_json(result.analysis)}

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from camrt.datasets.masks import MASK_SUFFIX, load_mask
-from camrt.datasets.protocol import DatasetError, Problem, Sample, storable
+from camrt.datasets.protocol import DatasetError, Problem, Sample
 from camrt.errors import ImageError
+from camrt.json_values import storable
 from camrt.preprocess import IMAGE_SUFFIXES, load_image
 
 UNREADABLE_IMAGE = "unreadable image"

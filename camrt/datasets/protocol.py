@@ -10,17 +10,13 @@ import numpy as np
 from PIL import Image
 
 from camrt.errors import InvalidInputError
+from camrt.json_values import storable
 from camrt.preprocess import Preprocessing
 from camrt.types import BoolArray, FloatArray
 
 
 class DatasetError(InvalidInputError):
     """A data set has nothing to evaluate, or does not exist."""
-
-
-def storable(text: str) -> str:
-    """Text that every file and terminal can hold: bytes of a path that are no UTF-8 become escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,11 +90,7 @@ class BundleSession(ABC, Generic[EngineT]):
         """See Session.run."""
         if not layers:
             return SessionOutputs(self.predict(inputs), _NO_CLASSES)
-        self._check_inputs(inputs)
-        self._check_classes(class_indices, len(inputs))
-        manifest = self.manifest
-        image = self._as_the_model_takes(inputs)
-        feeds: dict[str, AnyArray] = {manifest.input_name: image, manifest.class_index_input: class_indices}
+        manifest, feeds = self.manifest, self._checked_feeds(inputs, class_indices)
         wanted = self._explaining(layers, derivatives)
         found = dict(zip(wanted, self._run(wanted, feeds), strict=True))
         logits, chosen = found[manifest.logits], found[manifest.class_index_output]
@@ -144,14 +140,22 @@ class BundleSession(ABC, Generic[EngineT]):
     def _feeds_on_device(
         self, inputs: FloatArray, class_indices: IntArray, layers: Sequence[str]
     ) -> tuple[dict[str, AnyArray], tuple[str, ...]]:
-        """The checked inputs of an explanation that stays on a GPU, and the outputs of its graph."""
-        self._check_inputs(inputs)
-        self._check_classes(class_indices, len(inputs))
+        """The inputs of an explanation that stays on a GPU, as the graph takes them, and the graph's outputs."""
+        feeds = self._checked_feeds(inputs, class_indices)
         if not layers:
             raise InvalidInputError("No layer is to be explained.", "Name at least one, or use predict.")
+        return self._typed_feeds(feeds), self._explaining(layers)
+
+    def _checked_feeds(self, inputs: FloatArray, class_indices: IntArray) -> dict[str, AnyArray]:
+        """The inputs of an explanation by name."""
+        self._check_inputs(inputs)
+        self._check_classes(class_indices, len(inputs))
         manifest = self.manifest
-        image = self._as_the_model_takes(inputs).astype(self._dtypes[manifest.input_name], copy=False)
-        return {manifest.input_name: image, manifest.class_index_input: class_indices}, self._explaining(layers)
+        return {manifest.input_name: self._as_the_model_takes(inputs), manifest.class_index_input: class_indices}
+
+    def _typed_feeds(self, feeds: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
+        """Inputs in the model's element types."""
+        return {name: array.astype(self._dtypes[name], copy=False) for name, array in feeds.items()}
 
     def _as_the_model_takes(self, inputs: FloatArray) -> FloatArray:
         """Images (N, C, H, W) in the layout of the model's input."""
@@ -231,7 +235,7 @@ class BundleSession(ABC, Generic[EngineT]):
         self, outputs: tuple[str, ...], feeds: Mapping[str, AnyArray], cut_at: str | None = None
     ) -> Sequence[AnyArray]:
         """The outputs; inputs become the model's element type."""
-        typed = {name: array.astype(self._dtypes[name], copy=False) for name, array in feeds.items()}
+        typed = self._typed_feeds(feeds)
         with self._engine(outputs, cut_at) as engine:
             return self._execute(engine, typed)
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
-from camrt.datasets.protocol import storable
 from camrt.evaluation.analysis import Analysis
 from camrt.evaluation.explainers import ExplainerSpec
+from camrt.json_values import storable, strict_json
 
 
 def to_json(analysis: Analysis) -> dict[str, Any]:
-    """Facts, ranking, agreement, refinement and problems; NaN become null, bytes that are no UTF-8 escapes."""
-    return {
+    """Facts, ranking, agreement, refinement, problems: NaN and infinity are null, bytes that are no UTF-8 escapes."""
+    document: dict[str, Any] = {
         "run": {name: _plain(value) for name, value in asdict(analysis.facts).items()},
         "images": len(analysis.scores.items),
         "accuracy": analysis.accuracy,
@@ -24,6 +23,8 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
         "problem_counts": analysis.problem_counts(),
         "problems": [asdict(problem) for problem in analysis.problems],
     }
+    values: dict[str, Any] = strict_json(document)
+    return values
 
 
 def _plain(value: Any) -> Any:
@@ -33,6 +34,4 @@ def _plain(value: Any) -> Any:
         return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, str):
-        return storable(value)
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return storable(value) if isinstance(value, str) else value

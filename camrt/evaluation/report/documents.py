@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from camrt.datasets import Problem
-from camrt.datasets.protocol import storable
 from camrt.evaluation.analysis import Analysis
 from camrt.evaluation.questions import RankingRow
 from camrt.evaluation.report.tables import (
@@ -19,6 +18,7 @@ from camrt.evaluation.report.tables import (
     refinement_table,
 )
 from camrt.evaluation.store import replaced
+from camrt.json_values import storable
 
 _CSV_COLUMNS = (
     "group",

@@ -43,7 +43,7 @@ class Recordings:
     def __init__(self, record: Callable[[Callable[[], Any]], Recording]) -> None:
         self._record = record
         self._kept: OrderedDict[Hashable, Recording] = OrderedDict()
-        self._seen: OrderedDict[Hashable, None] = OrderedDict()  # once, or refused by the device
+        self._seen: OrderedDict[Hashable, None] = OrderedDict()  # every key that was asked for
         self._refused: set[Hashable] = set()
         self._lock = threading.Lock()
 
